@@ -1,0 +1,24 @@
+"""What all tests share: one thread, and where the real data is, if it is anywhere."""
+import os
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+import pytest, torch
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get('LTH_NB_DATA', ROOT/'data')).resolve()
+
+
+@pytest.fixture
+def store(tmp_path):
+    from lth_nb.experiment import Store
+    return Store(tmp_path/'results')
+
+
+@pytest.fixture
+def real_data(monkeypatch):
+    "The folder of MNIST and CIFAR-10, or a skip."
+    if not (DATA/'MNIST/raw').is_dir(): pytest.skip(f'no MNIST in {DATA}')
+    monkeypatch.setenv('LTH_NB_DATA', str(DATA))
+    return DATA

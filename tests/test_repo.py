@@ -1,0 +1,68 @@
+"""The repository is what it says: the library in step with the notebooks, the notebooks clean, imports light."""
+import filecmp, os, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.fixture(scope='module')
+def copy(tmp_path_factory):
+    "A copy of the working tree without what git ignores."
+    to = tmp_path_factory.mktemp('repo')/'lth_nb'
+    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
+    for f in filter(None, files):
+        if not (ROOT/f).exists() or f.startswith('nbs/results/'): continue
+        (to/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/f, to/f, follow_symlinks=False)
+    return to
+
+
+def _run(code, cwd):
+    r = subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(cwd)})
+    assert r.returncode == 0, r.stderr[-3000:]
+
+
+def test_library_is_in_step(copy):
+    _run('from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; f = nbdev_export; getattr(f, "__wrapped__", f)()', copy)
+    mine = {p.name for p in (ROOT/'lth_nb').glob('*.py')}
+    assert mine == {p.name for p in (copy/'lth_nb').glob('*.py')}
+    differ = [n for n in mine if not filecmp.cmp(ROOT/'lth_nb'/n, copy/'lth_nb'/n, shallow=False)]
+    assert not differ, f'run nbdev-export: {differ} are not what the notebooks say'
+
+
+def test_notebooks_are_clean(copy):
+    _run('from nbdev.clean import nbdev_clean; f = nbdev_clean; getattr(f, "__wrapped__", f)()', copy)
+    dirty = [p.relative_to(copy).as_posix() for p in (copy/'nbs').rglob('*.ipynb') if p.read_bytes() != (ROOT/p.relative_to(copy)).read_bytes()]
+    assert not dirty, f'run nbdev-clean: {dirty}'
+
+
+def test_one_quarto_yml():
+    link = ROOT/'nbs/_quarto.yml'
+    assert link.is_symlink() and os.readlink(link) == '../_quarto.yml' and (ROOT/'_quarto.yml').is_file()
+
+
+@pytest.mark.parametrize('module', sorted(p.stem for p in (ROOT/'lth_nb').glob('*.py') if not p.stem.startswith('_')))
+def test_imports_need_no_notebook_tools(module):
+    "A bare machine with torch can run the library."
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {{'nbdev', 'execnb', 'fastcore', 'fastprogress', 'ipywidgets', 'IPython', 'jupyterlab', 'nbformat', 'nbclient', 'pandas'}}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import lth_nb.{module}
+from lth_nb.experiment import compute, step, Store
+"""
+    _run(code, ROOT)
+
+
+def test_import_is_light():
+    "Importing the library does not load torchvision, scipy.stats or pandas, and starts no CUDA."
+    _run("import sys, lth_nb.linear_mode_connectivity; assert not {'torchvision', 'pandas', 'scipy.stats'} & set(sys.modules)", ROOT)
+
+
+def test_lint():
+    r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '.'], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
