@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHAPTERS', 'figures', 'run', 'status', 'publish', 'main']
 
-# %% ../nbs/lib/cli.ipynb #5a1c2cb6
+# %% ../nbs/lib/cli.ipynb #d0b48d43
 import argparse, importlib, importlib.util, sys, time
-from .experiment import (ComputeError, FIGURES, Needs, Store, StoreError, Stores, _nodes, compute, default_store, expression, table)
+from .experiment import (ComputeError, FIGURES, Needs, Store, StoreError, _nodes, compute, default_store, expression, table)
 from .settings import SCALES, settings
 
 # %% ../nbs/lib/cli.ipynb #16d951ea

@@ -8,8 +8,8 @@ __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', '
            'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure', 'figure', 'mean_interval', 'decide',
            'table']
 
-# %% ../nbs/lib/experiment.ipynb #d6c3ea6f
-import atexit, dataclasses, hashlib, inspect, io, json, math, operator, os, platform, sys, time, traceback, zlib
+# %% ../nbs/lib/experiment.ipynb #8e1a68dd
+import atexit, dataclasses, hashlib, inspect, json, math, os, platform, sys, time, zlib
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field

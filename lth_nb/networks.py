@@ -8,11 +8,10 @@ __all__ = ['families', 'lenet_300_100', 'mnist1d_mlp', 'mnist1d_conv', 'mnist1d_
            'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean', 'PreBlock', 'Inverted', 'Family',
            'prunable', 'init_std', 'initialise', 'Network']
 
-# %% ../nbs/lib/networks.ipynb #36801031
-import math
+# %% ../nbs/lib/networks.ipynb #1f80afc2
 from dataclasses import dataclass, replace
 import torch
-from torch import nn, Tensor
+from torch import nn
 import torch.nn.functional as F
 
 # %% ../nbs/lib/networks.ipynb #62d660f2

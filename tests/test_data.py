@@ -35,14 +35,24 @@ def write_mnist(root, a):
         (raw/f).write_bytes(b''.join(int(v).to_bytes(4, 'big') for v in (2051 if 'images' in p else 2049, *shape)) + a[p].tobytes())
     return raw
 
-def write_batches(root, a):
+def python2_pickle(x, y):
+    "A CIFAR batch in the opcodes that Python 2 wrote: byte strings everywhere, the pixels as one of them."
+    raw, one = x.transpose(0, 3, 1, 2).tobytes(), lambda t: b'U' + bytes([len(t)]) + t
+    dtype = b'cnumpy\ndtype\n' + one(b'u1') + b'K\x00K\x01\x87R(K\x03' + one(b'|') + b'NNN' + b'J\xff\xff\xff\xff' * 2 + b'K\x00tb'
+    array = (b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85' + one(b'b')
+             + b'\x87R(K\x01K' + bytes([len(x)]) + b'M\x00\x0c\x86' + dtype + b'\x89T' + len(raw).to_bytes(4, 'little') + raw + b'tb')
+    labels = b'](' + b''.join(b'K' + bytes([v]) for v in y.tolist()) + b'e'
+    return b'\x80\x02}(' + one(b'data') + array + one(b'labels') + labels + one(b'batch_label') + one(b'a batch') + b'u.'
+
+def write_batches(root, a, dump=python2_pickle):
     folder = Path(root)/'cifar-10-batches-py'; folder.mkdir(parents=True, exist_ok=True)
-    for i, f in enumerate([f'data_batch_{k}' for k in range(1, 6)] + ['test_batch']):
-        x, y = (a['train_images'][i * 10:i * 10 + 10], a['train_labels'][i * 10:i * 10 + 10]) if i < 5 else (a['test_images'],
-            a['test_labels'])
-        (folder/f).write_bytes(pickle.dumps({b'data': x.transpose(0, 3, 1, 2).reshape(len(x), -1), b'labels': y.tolist(),
-            b'batch_label': b'a batch'}, protocol=2))
+    for i in range(5):
+        ten = slice(i * 10, i * 10 + 10)
+        (folder/f'data_batch_{i + 1}').write_bytes(dump(a['train_images'][ten], a['train_labels'][ten]))
+    (folder/'test_batch').write_bytes(dump(a['test_images'], a['test_labels']))
     return folder
+
+def python3_pickle(x, y): return pickle.dumps({'data': x.transpose(0, 3, 1, 2).reshape(len(x), -1), 'labels': y.tolist()}, protocol=2)
 
 # random numbers
 @pytest.mark.parametrize('counter,key,words', [
@@ -147,9 +157,10 @@ def test_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, save):
         f.write_bytes(whole[:n])
         with pytest.raises(D.CorruptData, match='mine.npz'): h.load()
 
-def test_cifar_from_either_layout(tmp_path, monkeypatch):
+@pytest.mark.parametrize('dump', [python2_pickle, python3_pickle])
+def test_cifar_from_either_layout(tmp_path, monkeypatch, dump):
     a = arrays(); pinned(monkeypatch, 'cifar10', a)
-    (tmp_path/'n').mkdir(); np.savez(tmp_path/'n'/'cifar10.npz', **a); write_batches(tmp_path/'b', a)
+    (tmp_path/'n').mkdir(); np.savez(tmp_path/'n'/'cifar10.npz', **a); write_batches(tmp_path/'b', a, dump)
     x = D.cifar10(tmp_path/'n').load(); monkeypatch.setattr(D, '_loaded', {}); y = D.cifar10(tmp_path/'b').load()
     assert torch.equal(x.train.x, y.train.x) and torch.equal(x.test.y, y.test.y) and x.sha256 == y.sha256
 
@@ -200,9 +211,9 @@ def test_mnist1d_is_the_published_one():
         assert np.abs(s.x[:, 0].numpy() - theirs[x]).max() <= .5 / 4096 + 1e-6 and (s.y.numpy() == theirs[y]).all()
 
 def test_mnist1d_leaves_global_generators_alone():
-    np.random.seed(3); torch.manual_seed(3); a = np.random.rand(), torch.rand(1)
-    np.random.seed(3); torch.manual_seed(3); D._mnist1d(); D.mnist1d().load().batches(64, 0)[0]
-    assert (np.random.rand(), torch.rand(1)) == a
+    np.random.seed(3); torch.manual_seed(3); a = np.random.rand(), torch.rand(1)            # noqa: NPY002
+    np.random.seed(3); torch.manual_seed(3); D._mnist1d(); D.mnist1d().load().batches(64, 0)[0]  # noqa: NPY002
+    assert (np.random.rand(), torch.rand(1)) == a                                            # noqa: NPY002
 
 def test_mnist1d_refuses_pixels_scaling():
     with pytest.raises(ValueError, match='unit'): D.mnist1d(scaling='unit')

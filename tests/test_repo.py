@@ -1,6 +1,5 @@
 """The repository is what it says: the library in step with the notebooks, the notebooks clean, imports light."""
 import filecmp, os, shutil, subprocess, sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
