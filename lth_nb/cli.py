@@ -71,7 +71,7 @@ def publish(chapter, scale, to)->int:
         n += 1
     return n
 
-# %% ../nbs/lib/cli.ipynb #026c1071
+# %% ../nbs/lib/cli.ipynb #0be91585
 def _parser():
     p = argparse.ArgumentParser('lth-nb', description='The chapters of lth_nb from the command line.')
     sub = p.add_subparsers(dest='do', required=True)
@@ -102,6 +102,9 @@ def main(argv=None)->int:
     except (ComputeError, StoreError, ValueError, FileNotFoundError) as e:
         print(f'lth-nb: {e}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('lth-nb: stopped; what was finished is stored, run again to go on', file=sys.stderr)
+        return 130
     except BrokenPipeError: sys.stderr.close()
     return 0
 

@@ -8,8 +8,8 @@ __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', '
            'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure', 'figure', 'mean_interval', 'decide',
            'table']
 
-# %% ../nbs/lib/experiment.ipynb #8e1a68dd
-import atexit, dataclasses, hashlib, inspect, json, math, os, platform, sys, time, zlib
+# %% ../nbs/lib/experiment.ipynb #81e44f6b
+import atexit, dataclasses, hashlib, inspect, json, math, os, platform, sys, time, uuid, zlib
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ def digest(x:Any # Anything `canonical` takes
     "The hash of a value's written form."
     return hashlib.sha256(json.dumps(canonical(x), sort_keys=True).encode()).hexdigest()[:20]
 
-# %% ../nbs/lib/experiment.ipynb #4757f020
+# %% ../nbs/lib/experiment.ipynb #5455f6d6
 class Step:
     "A function whose results are identified by its name, its version and its arguments. Made by `@step`."
     def __init__(self, fn, version=1, many=False, store=True):
@@ -60,7 +60,9 @@ class Step:
         if self.many: sig = sig.replace(parameters=[p for p in sig.parameters.values() if p.name not in ('items', 'shelf')])
         b = sig.bind(*args, **kwargs)
         return Node(self, dict(b.arguments))
-    def default(self, name): return self.sig.parameters[name].default
+    def is_default(self, name, x):
+        d = self.sig.parameters[name].default
+        return d is not inspect._empty and canonical(x) == canonical(d)
     def __repr__(self): return f'step {self.name} (version {self.version})'
     def __reduce__(self):
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
@@ -75,7 +77,7 @@ def step(fn:Callable=None, # The function; its name is part of every key, so ren
     if fn is None: return partial(step, version=version, many=many, store=store)
     return Step(fn, version, many, store)
 
-# %% ../nbs/lib/experiment.ipynb #9d6d8669
+# %% ../nbs/lib/experiment.ipynb #8271f63a
 def _nodes(x):
     "The nodes inside a structure of arguments."
     if isinstance(x, Node): yield x
@@ -95,7 +97,7 @@ class Node:
 
     def __post_init__(self): # the key is made at once, so that an argument without a written form is refused where it stands
         st,put = self.step,partial(object.__setattr__, self)
-        a = {k: canonical(v) for k,v in self.args.items() if not _is_default(st, k, v)}
+        a = {k: canonical(v) for k,v in self.args.items() if not st.is_default(k, v)}
         put('call', digest({'step': st.name, 'version': st.version, 'args': a}))
         put('key', self.call if self.item is None else digest({'call': self.call, 'item': self.item}))
         name = self.item if isinstance(self.item, str) else f'watch-{self.key[:8]}'
@@ -111,11 +113,7 @@ class Node:
     def __repr__(self):
         return f"{self.step.name}({', '.join(self.args)})" + ('' if self.item is None else f'[{self.item!r}]') + f' {self.key[:8]}'
 
-# %% ../nbs/lib/experiment.ipynb #bb4b0b70
-def _is_default(step, name, x):
-    d = step.default(name)
-    return d is not inspect._empty and canonical(x) == canonical(d)
-
+# %% ../nbs/lib/experiment.ipynb #701c0c5f
 def _written(x, names):
     if isinstance(x, Node): return names[x.key]
     if isinstance(x, Step): return x.name
@@ -133,7 +131,7 @@ def expression(node:Node # Any node
         if n.key in names: return
         for i in n.inputs: visit(i)
         names[n.key] = f'v{len(names)}'
-        args = ', '.join(f'{k}={_written(v, names)}' for k,v in n.args.items() if not _is_default(n.step, k, v))
+        args = ', '.join(f'{k}={_written(v, names)}' for k,v in n.args.items() if not n.step.is_default(k, v))
         item = '' if n.item is None else f'[{_written(n.item, names)}]'
         lines.append(f'{names[n.key]} = {n.step.name}({args}){item}')
     visit(node)
@@ -169,7 +167,7 @@ def _unpack(x, tensors):
         return torch.from_numpy(np.unpackbits(tensors[x['~bits']].numpy(), count=n).astype(bool)).reshape(x['shape'])
     return {k: _unpack(v, tensors) for k,v in x.items()}
 
-# %% ../nbs/lib/experiment.ipynb #bef2ffc2
+# %% ../nbs/lib/experiment.ipynb #d9c98956
 class Store:
     "Results in a folder, or under any fsspec URL."
     def __init__(self, root:str|Path # A folder, made when first written to, or a URL such as s3://bucket/results
@@ -182,13 +180,16 @@ class Store:
     def __reduce__(self): return Store, (self.url,)
     def _file(self, path, kind): return f'{self.root}/{path}.{kind}'
     def has(self, path:str)->bool:
-        "Whether a whole result lies at `path`. A remote store is listed once, not asked file by file."
+        "Whether a whole result lies at `path`. A remote store is listed once (see `refresh`), not asked file by file."
         if self.local: return os.path.exists(self._file(path, 'json'))
+        if path.startswith('.'): self.fs.invalidate_cache(); return self.fs.exists(self._file(path, 'json'))   # checkpoints are in no list
         if self._listed is None: self._listed = set(self.paths())
-        return path in self._listed or self.fs.exists(self._file(path, 'json'))
+        return path in self._listed
+    def refresh(self): self._listed = None
     def paths(self, under:str='')->list[str]:
         "The paths of all whole results, or of those under a folder."
         top = f'{self.root}/{under}'.rstrip('/')
+        if not self.local: self.fs.invalidate_cache()
         if not self.fs.exists(top): return []
         return sorted(f[len(self.root)+1:-5] for f in self.fs.find(top) if f.endswith('.json') and '/.' not in f[len(self.root):])
     def _put(self, file, data):
@@ -196,7 +197,7 @@ class Store:
             self.fs.makedirs(file.rsplit('/', 1)[0], exist_ok=True)
             return self.fs.pipe_file(file, data)
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        aside = f'{file}.{os.getpid()}.part'
+        aside = f'{file}.{uuid.uuid4().hex[:8]}.part'
         try:
             with open(aside, 'wb') as f:
                 f.write(data); f.flush(); os.fsync(f.fileno())
@@ -214,6 +215,7 @@ class Store:
                 self._put(self._file(path, 'safetensors'), blob)
             self._put(self._file(path, 'json'), (json.dumps(record, indent=None, separators=(',', ':'))).encode())
         except OSError as e:
+            if tensors and not self.fs.exists(self._file(path, 'json')): self.remove(path)
             raise StoreError(f'could not write {self._file(path, "json")}: {e.strerror or e}. Nothing of it was kept, all earlier results '
                              'are untouched: make room or choose another results folder, and run again') from e
         if self._listed is not None: self._listed.add(path)
@@ -246,7 +248,7 @@ class Store:
             if self.fs.exists(f := self._file(path, kind)): self.fs.rm_file(f)
         if self._listed is not None: self._listed.discard(path)
 
-# %% ../nbs/lib/experiment.ipynb #57b97114
+# %% ../nbs/lib/experiment.ipynb #bbb06b40
 class Stores:
     "Layered stores: reads from the first that has a result, writes to the first."
     def __init__(self, *layers:Store): self.layers = layers
@@ -256,6 +258,8 @@ class Stores:
     def layer(self, path:str)->Store|None: return next((s for s in self.layers if s.has(path)), None)
     def has(self, path:str)->bool: return self.layer(path) is not None
     def paths(self, under:str='')->list[str]: return sorted({p for s in self.layers for p in s.paths(under)})
+    def refresh(self):
+        for s in self.layers: s.refresh()
     def read(self, path:str)->Any: return (self.layer(path) or self.own).read(path)
     def record(self, path:str)->dict: return (self.layer(path) or self.own).record(path)
     def write(self, path:str, value:Any, **about): self.own.write(path, value, **about)
@@ -268,7 +272,7 @@ def default_store(results:str=None, # Folder or URL of the reader's own results;
     s = settings(results=results, published=published)
     return Stores(*(Store(r) for r in (s.results, s.published) if r))
 
-# %% ../nbs/lib/experiment.ipynb #2c1c45ff
+# %% ../nbs/lib/experiment.ipynb #7f04a7fb
 class Stopped(Exception):
     "Time is up: the step has saved what it needs to go on later."
 
@@ -292,9 +296,11 @@ class Shelf:
     @property
     def _scratch(self): return f'.checkpoints/{self.node.call}'
     def resume(self)->Any:
-        "The last checkpoint of this call, or None."
+        "The last checkpoint of this call, or None. One that was cut short is no loss: it is dropped."
         own = self.store.own if isinstance(self.store, Stores) else self.store
-        return own.read(self._scratch) if own.has(self._scratch) else None
+        if not own.has(self._scratch): return None
+        try: return own.read(self._scratch)
+        except StoreError: own.remove(self._scratch); return None
     def pause(self, state:Callable[[], Any] # Called only if a checkpoint is due
         )->None:
         "Keep a checkpoint if one is due; raise `Stopped` if time is up."
@@ -315,7 +321,7 @@ def provenance(seconds:float)->dict:
     return dict(date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), seconds=round(seconds, 2), device=d, machine=name,
                 threads=torch.get_num_threads(), lth_nb=__version__, torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/lib/experiment.ipynb #3306a86a
+# %% ../nbs/lib/experiment.ipynb #83235516
 def value_of(x, store):
     "A structure with every node in it replaced by its value: read from the store, or run on the spot if it is of a step not stored."
     if isinstance(x, Node):
@@ -331,8 +337,8 @@ def run_call(nodes:list, # Nodes of one call: one node, or the items wanted of a
     deadline:float=None, # Unix time after which to stop
     )->str: # 'done' or 'stopped'
     "Run one call of a step, here and now, on one thread."
+    threads,env = torch.get_num_threads(),os.environ.get('LTH_NB_DEVICE')
     if device: os.environ['LTH_NB_DEVICE'] = device
-    threads = torch.get_num_threads()
     torch.set_num_threads(1); torch.set_flush_denormal(True)   # tiny numbers late in training cost time and change nothing
     try:
         node = nodes[0]
@@ -344,9 +350,11 @@ def run_call(nodes:list, # Nodes of one call: one node, or the items wanted of a
         else: shelf.save(None, node.step.fn(**args))
         return 'done'
     except Stopped: return 'stopped'
-    finally: torch.set_num_threads(threads); torch.set_flush_denormal(False)
+    finally:
+        torch.set_num_threads(threads); torch.set_flush_denormal(False)
+        os.environ.pop('LTH_NB_DEVICE', None) if env is None else os.environ.update(LTH_NB_DEVICE=env)
 
-# %% ../nbs/lib/experiment.ipynb #efc9613c
+# %% ../nbs/lib/experiment.ipynb #c0847833
 @dataclass
 class Task:
     "One call to run: its nodes, the tasks it waits for, and how long a chain hangs on it."
@@ -369,7 +377,7 @@ def missing(nodes, # Nodes wanted
             else:
                 t = tasks.setdefault(n.call, Task([], set()))
                 t.nodes.append(n)
-                t.after |= inputs - {n.call}
+                t.after |= inputs
                 out = {n.call}
         seen[n.key] = out
         return out
@@ -440,7 +448,7 @@ class Progress:
             print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s, about {left:.0f} s left: {comment}', flush=True)
             self.said = now
 
-# %% ../nbs/lib/experiment.ipynb #1811072c
+# %% ../nbs/lib/experiment.ipynb #088a69e0
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -469,6 +477,7 @@ def _work(tasks, store, executor, workers, device, deadline, quiet):
             except BrokenExecutor: left[c] = t; executor = _mend(executor, workers); break
         if not flying:
             if late or not left: break
+            if not ready: raise ValueError(f'these wait for each other, or for their own result: {[t.nodes[0] for t in left.values()]}')
             continue
         for f in wait(flying, return_when=FIRST_COMPLETED).done:
             c,t = flying.pop(f)
@@ -500,6 +509,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     )->Any: # `x` with every node replaced by its value
     "Run what is missing, store it, and give back values. Raises `ComputeError` if a call failed, once all others are done."
     store = store or default_store()
+    store.refresh()
     s = settings(device=device, workers=workers)
     wanted = list(dict.fromkeys(_nodes(x)))
     get = lambda n: value_of(n, store) if not n.step.store or store.has(n.path) else None
@@ -511,6 +521,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     else: workers = max(workers, 16)
     deadline = None if minutes is None else time.time() + 60*minutes
     failed = _work(tasks, store, executor, workers, dev, deadline, quiet)
+    store.refresh()
     if failed:
         real = {c: e for c,e in failed.items() if e is not None}
         c,e = next(iter(real.items()))
@@ -596,7 +607,7 @@ def decide(x, # Samples of the deciding size
     if not below and holds is not None: holds = not holds
     return Verdict(holds, m, (lo, hi), unit, why)
 
-# %% ../nbs/lib/experiment.ipynb #52f708a2
+# %% ../nbs/lib/experiment.ipynb #bf21adc4
 def _flat(x, prefix=''):
     if isinstance(x, dict):
         for k,v in x.items(): yield from _flat(v, f'{prefix}.{k}' if prefix else str(k))
@@ -611,7 +622,7 @@ def table(store=None, # None: the reader's over the published one
     for p in store.paths(step or ''):
         r = store.record(p)
         if 'step' not in r: continue
-        row = dict(path=p, step=r['step'], key=r['key'], **r.get('labels', {}), **dict(_flat(r.get('made', {}))))
+        row = {**r.get('labels', {}), **dict(_flat(r.get('made', {}))), 'path': p, 'step': r['step'], 'key': r['key']}
         row['expression'] = '\n'.join(r.get('expression', []))
         if 'tensors' not in r: row.update((f'value.{k}' if k else 'value', v) for k,v in _flat(r['value']))
         rows.append(row)

@@ -11,11 +11,11 @@ __all__ = ['FIG_2', 'PAPER_FIG_3', 'FIG_3', 'FIG_4', 'PAPER_TABLE_1', 'TAB_1', '
            'explorer', 'together', 'lm1', 'lm2', 'lm3', 'lm4', 'lm5', 'lm6', 'matches', 'lm7', 'lm8', 'lm9', 'lm10',
            'lm11', 'ledger']
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #ca8bfe90
+# %% ../nbs/02_linear_mode_connectivity.ipynb #5f9e34be
 import math
 from dataclasses import dataclass, replace
 from itertools import combinations
-import matplotlib.pyplot as plt, numpy as np
+import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
 from .data import Dataset, cifar10, imagenet, mnist, mnist1d, MissingData
 from .experiment import Needs, Node, Verdict, compute, decide, figure, mean_interval
@@ -54,7 +54,7 @@ class Case:
     @property
     def percent(self)->float: return remaining(self.levels, self.fraction)
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #c370cdb8
+# %% ../nbs/02_linear_mode_connectivity.ipynb #9e75056a
 _R20 = (0, 50, 100, 250, 500, 1000, 2000, 5000, 10000, 20000)
 _V16 = (0, 10, 25, 50, 100, 250, 500, 1000, 2000, 5000, 10000, 20000)
 _BOTH = ('averaged', 'reestimated')
@@ -66,9 +66,12 @@ def _table_1(name, network, data, **kw):
 def _lenet(**kw):
     return _table_1('LeNet', replace(nets.lenet_300_100, init='glorot_normal'), mnist(scaling='unit'), ks=_V16, sub_ks=_V16, levels=15, **kw)
 
+def _last(network): # the name of the last layer, without making its weights
+    with torch.device('meta'): return tuple(nets.prunable(network.build())[-1:])
+
 def paper_cases()->list[Case]:
     "The rows of Table 1."
-    r20,v16 = dict(ks=_R20, sub_ks=_R20, rules=_BOTH),dict(ks=_V16, sub_ks=_V16, rules=_BOTH, exempt=('fc.weight',))
+    r20,v16 = dict(ks=_R20, sub_ks=_R20, rules=_BOTH),dict(ks=_V16, sub_ks=_V16, rules=_BOTH, exempt=_last(nets.vgg16))
     cases = [_lenet(),
         _table_1('ResNet-20', nets.resnet20, cifar10(), levels=8, reset=True, sweep=tuple(range(1, 15)), **r20),
         _table_1('ResNet-20 low', nets.resnet20, cifar10(), levels=11, **r20),
@@ -151,7 +154,7 @@ def dense_lines(c:Case, k=0, rule='averaged', reset=False)->list[Node]:
     "Lines between copies of the whole network made at step k: every initialisation, every pair."
     return [l for i in range(c.inits) for l in lines(c, children(c, rewound(c, k, i), k, reset=reset), rule, k=k, init=i, net='full', reset=reset)]
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #d366a50f
+# %% ../nbs/02_linear_mode_connectivity.ipynb #3fb2e3c7
 def measured(values)->list[dict]:
     "The lines that are there."
     return [v for v in values or [] if v is not None]
@@ -171,7 +174,8 @@ def _planned(scale, plan, wanted=lambda c: True):
 def _panels(values, scale, draw, size=(3.3, 2.6)):
     "One panel a case; what cannot be had says so; the caption says what was run."
     by = {c.name: c for c in cases(scale)}
-    fig,axs = grid(len(values), size=size)
+    fig,axs = grid(max(1, len(values)), size=size)
+    if not values: empty(axs[0], f'nothing at scale {scale}')
     for ax,(name,v) in zip(axs, values.items()):
         ax.set_title(name)
         empty(ax, str(v).split(':')[0]) if isinstance(v, Needs) else draw(ax, by[name], v)
@@ -384,13 +388,13 @@ FIG_9 = figure('linear_mode_connectivity/figure-9', 'When subnetworks become sta
     plan=lambda scale: _planned(scale, across_sparsities, lambda c: c.sweep),
     draw=lambda values, scale: _panels(values, scale, _draw_onsets, size=(4.5, 3)))
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #b2ff00c8
+# %% ../nbs/02_linear_mode_connectivity.ipynb #1294b81d
 def pruned_vgg19(scale:str)->dict:
     "{panel: network, data, {curve: recipe}, reading steps, levels, initialisations} at a scale."
     if scale in ('gpu', 'paper'):
         r = Recipe(112480, batch=64, lr=.1, milestones=('80ep', '120ep'), weight_decay=1e-4, augment=True)
         return dict(name='VGG-19', network=nets.vgg19, data=cifar10(), recipes={'0.1': r, '0.1, warmup': replace(r, warmup='10K'), '0.01': replace(r, lr=.01)},
-                    read=(30000, 60000, 112480), levels=range(1, 21) if scale == 'paper' else (2, 6, 11, 16), inits=5 if scale == 'paper' else 1, exempt=('fc.weight',))
+                    read=(30000, 60000, 112480), levels=range(1, 21) if scale == 'paper' else (2, 6, 11, 16), inits=5 if scale == 'paper' else 1, exempt=_last(nets.vgg19))
     T,d = (1000, mnist1d()) if scale in ('quick', 'cpu') else (30, mnist1d(train=256, test=128))
     r = Recipe(T, batch=32, lr=.5, milestones=(T//2, 3*T//4))
     return dict(name='Conv (for VGG-19)', network=nets.mnist1d_conv, data=d, recipes={'0.5': r, '0.5, warmup': replace(r, warmup=3*T//10), '0.02': replace(r, lr=.02)},

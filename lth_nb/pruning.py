@@ -54,11 +54,12 @@ def density(mask:dict)->float: # Fraction of the prunable weights that remain
 def kept(mask:dict)->int: # Number of weights that remain
     return sum(int(m.sum()) for m in mask.values())
 
-# %% ../nbs/lib/pruning.ipynb #c5d16098
+# %% ../nbs/lib/pruning.ipynb #078cb667
 def prunable_weights(state:dict # A state, as training has it
     )->dict: # {name: weight}
     "The weights a mask may touch, in the network's order."
-    return {k: state['weights'][k] for k in prunable(network_of(state).build())}
+    with torch.device('meta'): names = prunable(network_of(state).build())   # shapes only
+    return {k: state['weights'][k] for k in names}
 
 # %% ../nbs/lib/pruning.ipynb #b90badc0
 def random_mask(mask:dict, # Its counts are kept

@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'TABLE_1', 'steps', 'Recipe', 'learning_rates', 'networ
            'Diverged', 'trajectory', 'device_of', 'Trajectory', 'train', 'predictions', 'evaluate', 'interpolate',
            'reestimate', 'line', 'instability']
 
-# %% ../nbs/lib/training.ipynb #655fa976
+# %% ../nbs/lib/training.ipynb #526e823a
 import math
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Dataset
-from .experiment import Node, Step, compute, step
+from .experiment import Node, Step, compute, digest, step, value_of
 from .networks import Network
 from .settings import settings
 
@@ -105,17 +105,17 @@ TABLE_1 = {
     'Inception-v3': Recipe('171ep', batch=1024, lr=.03, schedule='linear', final_lr=.005, weight_decay=1e-4, augment=True),
 }
 
-# %% ../nbs/lib/training.ipynb #dd7bfbb8
+# %% ../nbs/lib/training.ipynb #6a52084f
 def network_of(state:dict)->Network: return Network(**state['network'])
 
 def module_of(state:dict, # A state
     device='cpu', dtype=torch.float32
     )->nn.Module: # The network with the state's weights and statistics
     "A state as a PyTorch module. A state that does not fit its network raises `ValueError`."
-    m = network_of(state).build()
+    m = network_of(state).build().to(dtype)
     try: m.load_state_dict({**state['weights'], **state['buffers']})
     except RuntimeError as e: raise ValueError(f'this state does not fit {network_of(state)}: {e}') from None
-    return m.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return m.to(device=device, memory_format=torch.channels_last)
 
 @step(store=False)
 def init(network:Network, seed:int)->dict: # A state at step 0
@@ -156,7 +156,7 @@ def _optimizer(recipe, w):
     opt.state[w].update(slots)
     return opt, slots
 
-# %% ../nbs/lib/training.ipynb #949ef8e3
+# %% ../nbs/lib/training.ipynb #1a295980
 def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary logits)
     y:Tensor)->Tensor: # Mean cross-entropy
     "The training loss. Inception-v3's auxiliary head counts 0.4, as in its paper (Szegedy et al. 2015)."
@@ -173,6 +173,7 @@ class Replica:
         device:str='cpu'):
         self.network,self.recipe,self.step,self.device = state['network'],recipe,first,device
         dtype = PRECISIONS[recipe.precision]
+        if device.startswith('cuda'): torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = recipe.precision == 'tf32'
         self.net = module_of(state, device, dtype).train()
         self.w,self.views = _flat_views(self.net)
         self.opt,self.slots = _optimizer(recipe, self.w)
@@ -231,7 +232,7 @@ class Replica(Replica):
         return dict(network=self.network, step=self.step, weights=cut(self.w), buffers={k: v.detach().cpu().clone() for k,v in
             self.net.named_buffers()}, slots={k: cut(v) for k,v in self.slots.items()}, count=self._count())
 
-# %% ../nbs/lib/training.ipynb #025c40fb
+# %% ../nbs/lib/training.ipynb #443a3b5f
 class Diverged(RuntimeError): "The loss is no longer finite."
 
 @step(many=True)
@@ -239,16 +240,18 @@ def trajectory(start, data:Dataset, recipe:Recipe, order:int, first:int=0, mask=
     "Train once through everything that is wanted. Use `train`."
     device = device_of(settings().device)
     wanted = {int(i[3:]) for i in items if isinstance(i, str)}
-    watches = [(i, i['watch'], i['observe'], i['args'], {}) for i in items if not isinstance(i, str)]
+    watches = [(i, i['watch'], i['observe'], value_of(i['args'], shelf.store), {}) for i in items if not isinstance(i, str)]
     looks = {s for _,ss,*_ in watches for s in ss}
     state,at = start,first
     for s in sorted((int(i[3:]) for i in shelf.items() if i.startswith('at-')), reverse=True):   # the last stored state on the way
         if s <= min(wanted | looks) and s < recipe.end(data): state,at = shelf.load(f'at-{s}'),s; break
-    if (kept := shelf.resume()) and kept['items'] == sorted(map(str, items)) and kept['state']['step'] > at:
-        state,at = kept['state'],kept['state']['step']
-        for w,seen in zip(watches, kept['seen']): w[-1].update({int(k): v for k,v in seen.items()})
+    if kept := shelf.resume():   # a checkpoint serves if it lies further on and has seen all that lies behind it
+        k,had = kept['state']['step'],[{int(s): v for s,v in kept['seen'].get(digest(i), {}).items()} for i,*_ in watches]
+        if at < k <= min(wanted, default=k) and all(s in h for h,(_,ss,*_) in zip(had, watches) for s in ss if s < k):
+            state,at = kept['state'],k
+            for h,w in zip(had, watches): w[-1].update(h)
     rep = Replica(state, data, recipe, order, at, mask, optimizer if at == first else 'kept', device)
-    paused = lambda: dict(items=sorted(map(str, items)), state=rep.state(), seen=[w[-1] for w in watches])
+    paused = lambda: dict(state=rep.state(), seen={digest(i): seen for i,*_,seen in watches})
     for s in sorted(wanted | looks):
         if s < rep.step: continue
         while rep.step < s:
