@@ -448,7 +448,7 @@ class Progress:
             print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s, about {left:.0f} s left: {comment}', flush=True)
             self.said = now
 
-# %% ../nbs/lib/experiment.ipynb #088a69e0
+# %% ../nbs/lib/experiment.ipynb #7b12a103
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -466,8 +466,8 @@ def _work(tasks, store, executor, workers, device, deadline, quiet):
     bar,failed,done,left,flying,breaks = Progress(len(tasks), quiet),{},set(),dict(tasks),{},0
     here = isinstance(executor, _Here)
     while left or flying:
-        for c in [c for c,t in left.items() if t.after & failed.keys()]:
-            failed[c] = None; del left[c]
+        while dead := [c for c,t in left.items() if t.after & failed.keys()]:
+            for c in dead: failed[c] = None; del left[c]
         late = deadline is not None and time.time() > deadline
         ready = [] if late else sorted((c for c,t in left.items() if not (t.after & tasks.keys()) - done), key=lambda c: -left[c].height)
         for c in ready[:max(0, (1 if here else 2*workers) - len(flying))]:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SCALES', 'NAMES', 'Settings', 'find_settings', 'settings']
 
-# %% ../nbs/lib/settings.ipynb #bf8d6b6b
-import os
-from configparser import ConfigParser
+# %% ../nbs/lib/settings.ipynb #0a052da0
+import os, re
+from configparser import ConfigParser, Error
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-# %% ../nbs/lib/settings.ipynb #dbb1fb12
+# %% ../nbs/lib/settings.ipynb #2e686b2d
 SCALES = ('smoke', 'quick', 'cpu', 'gpu', 'paper')
 
 @dataclass(frozen=True)
@@ -21,19 +21,17 @@ class Settings:
     data:str='data' # Folder of data sets
     results:str='results' # The reader's own results: a folder or an fsspec URL
     published:str='' # Published results beneath them; '' finds nbs/results beside settings.ini, 'none' uses none
-    device:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:N'
+    device:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'
     workers:int=0 # Processes on a CPU, one thread each; 0: one a core
 
     def __post_init__(self):
         if self.scale not in SCALES: raise ValueError(f'scale={self.scale!r}: use one of {", ".join(SCALES)}')
-        kind,_,number = self.device.partition(':')
-        if kind not in ('auto', 'cpu', 'cuda', 'mps') or (number and not number.isdigit()):
-            raise ValueError(f"device={self.device!r}: use auto, cpu, cuda or cuda:N")
-        try: object.__setattr__(self, 'workers', int(self.workers))
+        if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', self.device): raise ValueError(f'device={self.device!r}: use auto, cpu, cuda or cuda:N')
+        try: object.__setattr__(self, 'workers', int(str(self.workers)))
         except ValueError: raise ValueError(f'workers={self.workers!r}: use a whole number, 0 for one a core') from None
         if self.workers < 0: raise ValueError(f'workers={self.workers}: use 0 (one a core) or more')
 
-# %% ../nbs/lib/settings.ipynb #6d596749
+# %% ../nbs/lib/settings.ipynb #5cae315e
 NAMES = tuple(f.name for f in fields(Settings))
 _ENV = 'LTH_NB_'
 
@@ -45,18 +43,25 @@ def find_settings(start:str|Path='.' # Folder to start from
     start = Path(start).resolve()
     return next((f for p in (start, *start.parents) if (f := p/'settings.ini').is_file()), None)
 
+def _read(file):
+    ini = ConfigParser(interpolation=None)
+    try: ini.read(file, encoding='utf-8')
+    except (Error, UnicodeDecodeError) as e: raise ValueError(f'{file} cannot be read: {e}') from None
+    if ini.sections(): raise ValueError(f'unknown section {", ".join(ini.sections())} in {file}: put every setting under [DEFAULT]')
+    _known(ini['DEFAULT'], file)
+    return {k: v for k,v in ini['DEFAULT'].items() if v}
+
 def settings(start:str|Path='.', # Where to look for settings.ini, upwards
     **keywords # Settings that go over file and environment; None is "not given"
     )->Settings:
     "Defaults, then settings.ini, then LTH_NB_* of the environment, then keywords. Folders in the file are relative to the file."
     got,file = {},find_settings(start)
     if file:
-        ini = ConfigParser(interpolation=None); ini.read(file)
-        got = dict(ini['DEFAULT']); _known(got, file)
+        got = _read(file)
         if not got.get('published') and (file.parent/'nbs/results').is_dir(): got['published'] = 'nbs/results'
         for k in ('data', 'results', 'published'):
             if got.get(k) and got[k] != 'none' and '://' not in got[k]: got[k] = str(file.parent/Path(got[k]).expanduser())
-    env = {k[len(_ENV):].lower(): v for k,v in os.environ.items() if k.startswith(_ENV)}
+    env = {k[len(_ENV):].lower(): v for k,v in os.environ.items() if k.startswith(_ENV) and v}
     _known(env, 'the environment'); _known(keywords, 'the arguments')
     s = replace(Settings(), **{**got, **env, **{k: v for k,v in keywords.items() if v is not None}})
     return replace(s, published='') if s.published == 'none' else s

@@ -208,8 +208,8 @@ class Replica:
         if n is not None: step.fill_(n)
         return int(step)
 
-# %% ../nbs/lib/training.ipynb #532c9779
-class Replica(Replica):
+# %% ../nbs/lib/training.ipynb #18524496
+class Replica(Replica):   # continued
     def run(self, until:int # Train up to this step
         )->Tensor: # Loss of the last minibatch
         "Train. The loss stays on the device."

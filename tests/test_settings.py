@@ -85,3 +85,14 @@ def test_the_repositorys_own_file_is_good():
     from conftest import ROOT
     s = settings(ROOT)
     assert s.scale == 'quick' and s.data == str(ROOT.resolve()/'data')
+
+
+def test_empty_values_are_not_given(tmp_path, monkeypatch):
+    ini(tmp_path, 'scale =\ndata = sets\n')
+    assert settings().scale == 'quick'
+    monkeypatch.setenv('LTH_NB_DATA', '')
+    assert settings().data == str(tmp_path.resolve()/'sets')
+
+
+def test_a_fraction_of_a_worker_is_refused():
+    with pytest.raises(ValueError, match='workers=1.5'): settings(workers=1.5)

@@ -1,0 +1,194 @@
+"""Masks: exact counts, ties, controls, and rounds of pruning with rewinding."""
+import numpy as np, pytest, torch
+from lth_nb.data import mnist1d
+from lth_nb.experiment import Store, compute
+from lth_nb.networks import lenet_300_100, mnist1d_conv, mnist1d_mlp, prunable, resnet20, vgg16
+from lth_nb.pruning import densities, dense_mask, density, imp, kept, lowest, magnitude_mask, prunable_weights, prune, random_mask, remaining, shuffle_mask
+from lth_nb.training import Recipe, init, train
+
+
+@pytest.fixture(autouse=True)
+def _on_cpu(monkeypatch): monkeypatch.setenv('LTH_NB_DEVICE', 'cpu')
+
+def counts(mask): return {k: int(m.sum()) for k,m in mask.items()}
+
+def random_weights(*sizes, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return {f'l{i}.weight': torch.randn(s, generator=g) for i,s in enumerate(sizes)}
+
+def by_hand(weights, fraction, mask, names):
+    "One round over the given layers as a plain Python sort: by magnitude, then layer, then place."
+    at = [(abs(w), i, j, k) for i,k in enumerate(names) for j,w in enumerate(weights[k].flatten().tolist()) if mask[k].flatten()[j]]
+    out = {k: m.clone() for k,m in mask.items()}
+    for _,_,j,k in sorted(at)[:round(fraction*len(at))]: out[k].view(-1)[j] = False
+    return out
+
+
+@pytest.mark.parametrize('sizes', [((7, 3), (5,), (2, 3, 3, 1)), ((1,), (1, 1)), ((13, 11), (101,)), ((4, 5), (4, 5))])
+@pytest.mark.parametrize('fraction', (.2, .5, .3, .99, 0.))
+@pytest.mark.parametrize('scope', ('global', 'layer'))
+def test_counts_are_exact_in_every_round(sizes, fraction, scope):
+    "Odd sizes, six rounds, every weight as a plain sort has it; nothing comes back."
+    w,mask = random_weights(*sizes),None
+    groups = [list(w)] if scope == 'global' else [[k] for k in w]
+    for n in range(6):
+        before = mask or dense_mask(w)
+        expected = before
+        for names in groups: expected = by_hand(w, fraction, expected, names)
+        mask = magnitude_mask(w, fraction, mask, scope)
+        for names in groups:
+            left = sum(int(before[k].sum()) for k in names)
+            assert sum(int(mask[k].sum()) for k in names) == left - round(fraction*left)
+        assert all(torch.equal(mask[k], expected[k]) and not bool((mask[k] & ~before[k]).any()) for k in w)
+        assert all(mask[k].dtype == torch.bool and mask[k].shape == w[k].shape for k in w)
+        w = random_weights(*sizes, seed=n + 1)   # as if trained again
+
+
+def test_ties_go_by_place():
+    "Equal magnitudes, signs aside: the first layer's first weights go first, and exactly as many as asked for."
+    w = {'b': torch.tensor([[1., -1., 1.], [-1., 1., 2.]]), 'a': torch.tensor([1., -1., .5, 1.])}
+    m = magnitude_mask(w, .5)
+    assert m['a'].tolist() == [True, True, False, True] and m['b'].tolist() == [[False, False, False], [False, True, True]]
+    m = magnitude_mask(w, .5, m)   # of the 5 left round(2.5) = 2
+    assert m['b'].tolist() == [[False, False, False], [False, False, True]] and m['a'].tolist() == [False, True, False, True]
+    same = {'w': torch.full((33, 37), -.25)}
+    mask = None
+    left = 33*37
+    for _ in range(8):
+        mask = magnitude_mask(same, .2, mask)
+        left -= round(.2*left)
+        flat = mask['w'].flatten()
+        assert kept(mask) == left and flat[-left:].all() and not flat[:-left].any()
+
+
+def test_zeros_that_were_pruned_do_not_count():
+    "A pruned weight is 0 and so the smallest of all; it must not be pruned twice."
+    w = {'w': torch.tensor([0., 0., 3., 2., 1., 4.])}
+    m = magnitude_mask(w, .5, {'w': torch.tensor([False, False, True, True, True, True])})
+    assert m['w'].tolist() == [False, False, True, False, False, True]
+
+
+def test_halves_go_to_the_even_neighbour(): assert [len(lowest(torch.rand(n), .5)) for n in (1, 3, 5, 7, 9)] == [0, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize('fraction', (1, 1.5, -.1, float('nan')))
+def test_bad_fractions(fraction):
+    with pytest.raises(ValueError, match=f'fraction={fraction}'): magnitude_mask(random_weights((3,)), fraction)
+
+def test_nan_weights_are_not_ranked():
+    with pytest.raises(ValueError, match='1 of 3 weights are NaN'): magnitude_mask({'w': torch.tensor([1., float('nan'), 2.])}, .2)
+
+def test_masks_that_do_not_fit():
+    w = random_weights((3, 4), (5,))
+    with pytest.raises(ValueError, match=r'mask of l1.weight has shape \(6,\).*\(5,\)'): magnitude_mask(w, .2, {**dense_mask(w), 'l1.weight': torch.ones(6).bool()})
+    with pytest.raises(ValueError, match='different layers.*l1.weight'): magnitude_mask(w, .2, {'l0.weight': dense_mask(w)['l0.weight']})
+    with pytest.raises(ValueError, match="exempt=.'fc'.*l0.weight"): magnitude_mask(w, .2, exempt=('fc',))
+    with pytest.raises(ValueError, match="scope='all'.*global"): magnitude_mask(w, .2, scope='all')
+    with pytest.raises(ValueError, match="scope='all'.*global"): random_mask(dense_mask(w), 0, scope='all')
+
+def test_arguments_are_not_changed():
+    w,m = random_weights((9, 9)),{'l0.weight': torch.rand(9, 9) < .8}
+    w0,m0 = w['l0.weight'].clone(),m['l0.weight'].clone()
+    magnitude_mask(w, .5, m); random_mask(m, 0)
+    assert torch.equal(w['l0.weight'], w0) and torch.equal(m['l0.weight'], m0)
+
+
+@pytest.mark.parametrize('scope', ('global', 'layer'))
+def test_exempt_layers(scope):
+    "They keep every weight, and are not among those of which a fraction goes; whatever happens to the others."
+    w = {k: v.clone() for k,v in prunable_weights(init.fn(mnist1d_conv, 0)).items()}
+    first,last = list(w)[0],list(w)[-1]
+    w[last] *= 1e-6   # the smallest of all: they would go first
+    mask,n = None,sum(v.numel() for k,v in w.items() if k not in (first, last))
+    left = n
+    for _ in range(4):
+        mask = magnitude_mask(w, .2, mask, scope, (first, last))
+        left -= round(.2*left)
+        assert mask[first].all() and mask[last].all()
+        if scope == 'global': assert kept(mask) - w[first].numel() - w[last].numel() == left
+    assert all(0 < int(m.sum()) < m.numel() for k,m in mask.items() if k not in (first, last))
+    assert not magnitude_mask(w, .2)[last].all()
+
+
+@pytest.mark.parametrize('net', (resnet20, lenet_300_100, vgg16))
+def test_what_is_prunable(net):
+    "Convolutions and linear layers, the first, the shortcuts and the last included; no bias, no BatchNorm."
+    m = net.build()
+    names = prunable(m)
+    p = dict(m.named_parameters())
+    assert names == [k for k,v in p.items() if v.dim() > 1], 'and in the network\'s order'
+    if net is not vgg16: assert list(prunable_weights(init.fn(net, 0))) == names
+
+
+def test_density_of_fifteen_rounds_on_lenet():
+    "266,200 weights, 0.8 to the 15th of them: 3.5 % remain, to the rounding of 15 rounds."
+    w,mask,left = prunable_weights(init.fn(lenet_300_100, 0)),None,266200
+    assert sum(v.numel() for v in w.values()) == left
+    for n in range(1, 16):
+        mask = magnitude_mask(w, .2, mask)
+        left -= round(.2*left)
+        assert kept(mask) == left
+        assert abs(density(mask) - .8**n) < .5*5/266200   # 0.5 a round, each shrinking by 0.8: below 2.5 weights
+        assert remaining(n) == pytest.approx(100*.8**n)
+    d = densities.fn(mask)
+    assert (d['kept'], d['total']) == (left, 266200) and d['density'] == left/266200
+    assert d['layers'] == pytest.approx({k: int(m.sum())/m.numel() for k,m in mask.items()}, rel=1e-6)
+
+
+def test_random_masks_keep_counts():
+    "In every layer, or in all; other places, other seeds other places, the same seed the same."
+    w = prunable_weights(init.fn(mnist1d_conv, 0))
+    m = magnitude_mask(w, .7)
+    last = list(w)[-1]
+    for seed in range(3):
+        r = random_mask(m, seed)
+        assert counts(r) == counts(m) and all(r[k].shape == m[k].shape and r[k].dtype == torch.bool for k in m)
+        assert all(torch.equal(r[k], random_mask(m, seed)[k]) for k in m)
+        assert any(not torch.equal(r[k], m[k]) for k in m) and any(not torch.equal(r[k], random_mask(m, seed + 1)[k]) for k in m)
+        g = random_mask(m, seed, 'global')
+        assert kept(g) == kept(m) and counts(g) != counts(m)
+        for scope in ('layer', 'global'):
+            e = random_mask(m, seed, scope, (last,))
+            assert torch.equal(e[last], m[last]) and kept(e) == kept(m)
+            assert any(not torch.equal(e[k], m[k]) for k in m)
+
+def test_random_masks_are_uniform():
+    "Over many seeds every place is kept as often as any other, within 6 standard deviations."
+    m,n = {'w': torch.arange(40).view(5, 8) < 10},800
+    often = sum(random_mask(m, s)['w'].double() for s in range(n))
+    assert float((often - n/4).abs().max()) < 6*(n*.25*.75)**.5
+
+
+def test_imp_rounds(tmp_path):
+    "Four rounds on a network that is really trained: exact counts, nested masks, and each round prunes the smallest of its own trained weights."
+    data,r,k = mnist1d(train=128, test=64),Recipe(12, batch=32, lr=.1),3
+    w0 = init(mnist1d_conv, seed=0)
+    wk = train(w0, data, r, order=0).at(k)
+    ends = []
+    def retrain(mask, n):
+        ends.append(train(wk, data, r, order=n, mask=mask).at('end'))
+        return ends[-1]
+    masks,states,start = compute([imp(retrain, 4), ends, wk], store=Store(tmp_path), workers=1, quiet=True)
+    assert len(masks) == len(states) == 4
+    left,before = sum(m.numel() for m in masks[0].values()),None
+    for m,s in zip(masks, states):
+        left -= round(.2*left)
+        assert kept(m) == left
+        expected = by_hand(prunable_weights(s), .2, before or dense_mask(m), list(m))
+        assert all(torch.equal(m[n], expected[n]) for n in m)
+        if before: assert all(not bool((s['weights'][n][~before[n]] != 0).any()) for n in m)
+        before = m
+    rewound = compute(train(wk, data, r, order=9, mask=imp(retrain, 4)[-1]).at(k), store=Store(tmp_path), workers=1, quiet=True)
+    assert all(torch.equal(rewound['weights'][n], start['weights'][n]*masks[-1].get(n, 1)) for n in start['weights']), 'survivors go back to step k'
+
+
+def test_steps_are_the_functions(tmp_path):
+    state = init.fn(mnist1d_mlp, 0)
+    last = prunable(mnist1d_mlp.build())[-1]
+    node = prune(init(mnist1d_mlp, seed=0), fraction=.4, scope='layer', exempt=(last,))
+    a,b = compute([node, shuffle_mask(node, seed=3, exempt=(last,))], store=Store(tmp_path), workers=1, quiet=True)
+    expected = magnitude_mask(prunable_weights(state), .4, scope='layer', exempt=(last,))
+    assert all(torch.equal(a[k], expected[k]) for k in expected) and all(torch.equal(b[k], random_mask(expected, 3, exempt=(last,))[k]) for k in b)
+
+
+def test_one_shot_is_one_round(): assert len(imp(lambda m, n: init(mnist1d_mlp, seed=0), 1, fraction=.7)) == 1 and imp(None, 0) == []
