@@ -448,7 +448,7 @@ class Progress:
             print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s, about {left:.0f} s left: {comment}', flush=True)
             self.said = now
 
-# %% ../nbs/lib/experiment.ipynb #7b12a103
+# %% ../nbs/lib/experiment.ipynb #84e9db93
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -474,7 +474,11 @@ def _work(tasks, store, executor, workers, device, deadline, quiet):
             t = left.pop(c)
             fn = partial(run_call, t.nodes, store, device, deadline)
             try: flying[_submit(executor, fn)] = (c, t)
-            except BrokenExecutor: left[c] = t; executor = _mend(executor, workers); break
+            except BrokenExecutor as e:
+                breaks += 1
+                if breaks > 3*len(tasks): failed[c] = e
+                else: left[c] = t; executor = _mend(executor, workers)
+                break
         if not flying:
             if late or not left: break
             if not ready: raise ValueError(f'these wait for each other, or for their own result: {[t.nodes[0] for t in left.values()]}')

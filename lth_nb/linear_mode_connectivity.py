@@ -353,7 +353,7 @@ FIG_6 = figure('linear_mode_connectivity/figure-6', 'Instability of subnetworks 
 FIG_7 = figure('linear_mode_connectivity/figure-7', 'Error of subnetworks against k', 'LMC Figure 7',
     plan=lambda scale: _planned(scale, against_k, _many_ks), draw=lambda values, scale: _panels(values, scale, _draw_sub_k(end_errors, 'test error (%)')))
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #acb8ac56
+# %% ../nbs/02_linear_mode_connectivity.ipynb #04fb6746
 def onset(by_k:dict, # {k: sizes [pairs]}, k ascending
     below:float)->np.ndarray: # [pairs]: index of the first k where each pair's size is below; nan if it never is
     "When a size first falls below a threshold."
@@ -379,8 +379,8 @@ def onsets(c:Case, v:dict)->dict: # {(kind, 'stable' or 'matching'): [levels]}
 
 def _draw_onsets(ax, c, v):
     if not measured(v['full']): empty(ax, 'not computed yet'); return
-    for (kind,what),ys in onsets(c, v).items():
-        ax.plot(range(len(c.sweep)), ys, 'o-' if what == 'stable' else 's--', color=_COLORS[kind], label=f'{KINDS[kind]} {what}')
+    for j,((kind,what),ys) in enumerate(onsets(c, v).items()):
+        ax.plot(range(len(c.sweep)), np.array(ys) + .03*j, 'o-' if what == 'stable' else 's--', color=_COLORS[kind], label=f'{KINDS[kind]} {what}')
     ax.set_xticks(range(len(c.sweep)), [f'{remaining(l):.1f}' for l in c.sweep]); ax.set_yticks(range(len(c.sub_ks)), [str(k) for k in c.sub_ks])
     ax.set_title(_title(c)); ax.set(xlabel='% of weights left', ylabel='median first $k$'); ax.legend(fontsize=6)
 
@@ -388,7 +388,7 @@ FIG_9 = figure('linear_mode_connectivity/figure-9', 'When subnetworks become sta
     plan=lambda scale: _planned(scale, across_sparsities, lambda c: c.sweep),
     draw=lambda values, scale: _panels(values, scale, _draw_onsets, size=(4.5, 3)))
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #1294b81d
+# %% ../nbs/02_linear_mode_connectivity.ipynb #dd5e9ae2
 def pruned_vgg19(scale:str)->dict:
     "{panel: network, data, {curve: recipe}, reading steps, levels, initialisations} at a scale."
     if scale in ('gpu', 'paper'):
@@ -422,7 +422,7 @@ def _draw_vgg19(values, scale):
         ax.set_xticks(range(len(p['levels'])), [f'{remaining(l):.0f}' for l in p['levels']])
         ax.set(title=f'after {s:,} steps', xlabel='% of weights left', ylabel='test accuracy (%)')
     axs[0].legend(fontsize=6)
-    scale_note(fig, f"{p['name']} on {p['data'].name}, scale {scale}, {p['inits']} initialisations")
+    scale_note(fig, f"{p['name']} on {p['data'].name}, scale {scale}, {p['inits']} initialisation" + 's'*(p['inits'] > 1))
     return fig
 
 FIG_VGG19 = figure('linear_mode_connectivity/vgg-19', 'VGG-19 pruned iteratively', 'slides; Frankle and Carbin 2019, Figure 7', plan=_plan_vgg19, draw=_draw_vgg19)
