@@ -71,7 +71,7 @@ def publish(chapter, scale, to)->int:
         n += 1
     return n
 
-# %% ../nbs/lib/cli.ipynb #0be91585
+# %% ../nbs/lib/cli.ipynb #91d8405d
 def _parser():
     p = argparse.ArgumentParser('lth-nb', description='The chapters of lth_nb from the command line.')
     sub = p.add_subparsers(dest='do', required=True)
@@ -108,4 +108,5 @@ def main(argv=None)->int:
     except BrokenPipeError: sys.stderr.close()
     return 0
 
+# %% ../nbs/lib/cli.ipynb #a39d7466
 if __name__ == '__main__': sys.exit(main())
