@@ -398,6 +398,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lth_nb.settings': { 'lth_nb.settings.Settings': ('lib/settings.html#settings', 'lth_nb/settings.py'),
                                  'lth_nb.settings.Settings.__post_init__': ( 'lib/settings.html#settings.__post_init__',
                                                                              'lth_nb/settings.py'),
+                                 'lth_nb.settings._environment': ('lib/settings.html#_environment', 'lth_nb/settings.py'),
                                  'lth_nb.settings._known': ('lib/settings.html#_known', 'lth_nb/settings.py'),
                                  'lth_nb.settings._read': ('lib/settings.html#_read', 'lth_nb/settings.py'),
                                  'lth_nb.settings.find_settings': ('lib/settings.html#find_settings', 'lth_nb/settings.py'),

@@ -31,7 +31,7 @@ class Settings:
         except ValueError: raise ValueError(f'workers={self.workers!r}: use a whole number, 0 for one a core') from None
         if self.workers < 0: raise ValueError(f'workers={self.workers}: use 0 (one a core) or more')
 
-# %% ../nbs/lib/settings.ipynb #5cae315e
+# %% ../nbs/lib/settings.ipynb #a5ca504e
 NAMES = tuple(f.name for f in fields(Settings))
 _ENV = 'LTH_NB_'
 
@@ -51,17 +51,22 @@ def _read(file):
     _known(ini['DEFAULT'], file)
     return {k: v for k,v in ini['DEFAULT'].items() if v}
 
+def _environment():
+    env = {k[len(_ENV):].lower(): v for k,v in os.environ.items() if k.startswith(_ENV) and v}
+    _known(env, 'the environment')
+    return env
+
+# %% ../nbs/lib/settings.ipynb #fcd1e158
 def settings(start:str|Path='.', # Where to look for settings.ini, upwards
     **keywords # Settings that go over file and environment; None is "not given"
     )->Settings:
-    "Defaults, then settings.ini, then LTH_NB_* of the environment, then keywords. Folders in the file are relative to the file."
-    got,file = {},find_settings(start)
+    "Defaults, then settings.ini, then LTH_NB_* of the environment, then keywords. Folders are relative to the file, those of keywords to where one is."
+    file = find_settings(start)
+    got = {f.name: f.default for f in fields(Settings)} | (_read(file) if file else {}) | _environment()
     if file:
-        got = _read(file)
-        if not got.get('published') and (file.parent/'nbs/results').is_dir(): got['published'] = 'nbs/results'
+        if not got['published'] and (file.parent/'nbs/results').is_dir(): got['published'] = 'nbs/results'
         for k in ('data', 'results', 'published'):
-            if got.get(k) and got[k] != 'none' and '://' not in got[k]: got[k] = str(file.parent/Path(got[k]).expanduser())
-    env = {k[len(_ENV):].lower(): v for k,v in os.environ.items() if k.startswith(_ENV) and v}
-    _known(env, 'the environment'); _known(keywords, 'the arguments')
-    s = replace(Settings(), **{**got, **env, **{k: v for k,v in keywords.items() if v is not None}})
+            if got[k] not in ('', 'none') and '://' not in got[k]: got[k] = str(file.parent/Path(got[k]).expanduser())
+    _known(keywords, 'the arguments')
+    s = Settings(**got | {k: v for k,v in keywords.items() if v is not None})
     return replace(s, published='') if s.published == 'none' else s

@@ -1,5 +1,5 @@
 """What goes wrong: each time one clear error that names the thing, nothing lost, nothing half written."""
-import errno, json, os, resource, signal, subprocess, time
+import json, os, resource, signal, subprocess, time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager

@@ -1,5 +1,5 @@
 """Masks: exact counts, ties, controls, and rounds of pruning with rewinding."""
-import numpy as np, pytest, torch
+import pytest, torch
 from lth_nb.data import mnist1d
 from lth_nb.experiment import Store, compute
 from lth_nb.networks import lenet_300_100, mnist1d_conv, mnist1d_mlp, prunable, resnet20, vgg16

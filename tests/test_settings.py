@@ -35,6 +35,17 @@ def test_found_upwards_and_folders_are_the_files_own(tmp_path, monkeypatch):
     (tmp_path/'a/b').mkdir(parents=True); monkeypatch.chdir(tmp_path/'a/b')
     s = settings()
     assert s.data == str(tmp_path.resolve()/'sets') and s.results == '/else/where'
+    monkeypatch.setenv('LTH_NB_RESULTS', 'mine')
+    assert settings().results == str(tmp_path.resolve()/'mine')
+    assert settings(results='here').results == 'here'
+
+
+def test_default_folders_too_are_relative_to_the_file(tmp_path, monkeypatch):
+    "Notebooks run in nbs/, where `results` is what is published."
+    ini(tmp_path, 'scale = smoke\n')
+    (tmp_path/'nbs/results').mkdir(parents=True); monkeypatch.chdir(tmp_path/'nbs')
+    s = settings()
+    assert s.results == str(tmp_path.resolve()/'results') and s.data == str(tmp_path.resolve()/'data')
 
 
 @pytest.mark.parametrize('url', ['s3://bucket/results', 'memory://x', 'file:///tmp/x'])

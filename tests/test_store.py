@@ -1,11 +1,11 @@
 """Keys, the store on disk, in memory and on S3, layers, writers at once, and compute's plans."""
-import json, math, os, threading, time, zlib
+import json, math, os, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np, pytest, torch
 from lth_nb import data as D, networks as nets
-from lth_nb.experiment import (FIGURES, Needs, Store, StoreError, Stores, Verdict, canonical, close_pools, compute, decide, default_store, digest, expression,
+from lth_nb.experiment import (FIGURES, Needs, Store, StoreError, Stores, Verdict, close_pools, compute, decide, default_store, digest, expression,
                                figure, mean_interval, missing, run_call, step, table)
 from lth_nb.training import Recipe, init, train
 
@@ -307,11 +307,12 @@ def test_what_is_there_is_not_run_again(tmp_path):
 
 
 def test_only_looking(tmp_path):
-    s,x = Store(tmp_path),{'a': square(1), 'b': [square(2), double(square(1))], 'c': 3}
+    s,x = Store(tmp_path),{'a': square(1), 'b': (square(2), double(square(1)), double([square(1), square(2)])), 'c': 3}
     RAN.clear()
-    assert compute({'a': square(1), 'b': [square(2)], 'c': 3}, store=s, stored=True) == {'a': None, 'b': [None], 'c': 3} and RAN == []
+    assert compute(x, store=s, stored=True) == {'a': None, 'b': (None, None, None), 'c': 3} and RAN == []
+    assert run(x, s, minutes=0) == {'a': None, 'b': (None, None, None), 'c': 3}
     run(square(1), s)
-    assert compute({'a': square(1), 'b': (square(2), 5)}, store=s, stored=True) == {'a': 1, 'b': (None, 5)}
+    assert compute(x, store=s, stored=True) == {'a': 1, 'b': (None, 2, None), 'c': 3}
 
 
 def test_longest_chain_first(tmp_path):

@@ -6,8 +6,7 @@ from fractions import Fraction
 import numpy as np, pytest, torch, torch.nn.functional as F
 from lth_nb import data as D, networks as nets
 from lth_nb.experiment import Store, compute, missing, run_call, step
-from lth_nb.networks import prunable
-from lth_nb.pruning import dense_mask, prune, prunable_weights, random_mask
+from lth_nb.pruning import prune, prunable_weights
 from lth_nb.training import (TABLE_1, Diverged, Recipe, Replica, evaluate, init, instability, interpolate, learning_rates, line, module_of, reestimate,
                              steps, train)
 
