@@ -150,6 +150,12 @@ def test_calls_that_are_wrong(results, capsys, args, said):
     with pytest.raises(SystemExit) as e: call(*args)
     assert e.value.code == 2 and re.search(said, capsys.readouterr().err) and not results.exists()
 
+def test_interrupted(results, monkeypatch, capsys):
+    "Ctrl-C is one line, and an exit code of its own."
+    def stop(*a, **k): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'compute', stop)
+    assert call(*RUN) == 130 and 'run again to go on' in capsys.readouterr().err
+
 def test_settings_that_are_wrong(results, monkeypatch, capsys):
     monkeypatch.setenv('LTH_NB_SCALE', 'huge')
     assert call('run', CHAPTER) == 1 and "scale='huge': use one of smoke" in capsys.readouterr().err

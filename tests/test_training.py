@@ -189,8 +189,10 @@ def test_going_on_starts_where_it_stopped(tmp_path, monkeypatch):
     once = Replica.run
     def counting(self, until): seen.extend(range(self.step, until)); return once(self, until)
     monkeypatch.setattr(Replica, 'run', counting)
-    wanted = [t.at(20), t.at('end')]
-    while go(wanted, store, time.time() - 1): pass
+    wanted,turns = [t.at(20), t.at('end')],0
+    while go(wanted, store, time.time() - 1):
+        turns += 1
+        assert turns < 20, 'it does not get on'
     assert sorted(seen) == list(range(450)), f'{len(seen)} steps were trained, 450 needed'
 
 
