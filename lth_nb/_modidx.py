@@ -438,7 +438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lth_nb.training.Replica.__init__': ('lib/training.html#replica.__init__', 'lth_nb/training.py'),
                                  'lth_nb.training.Replica._bury': ('lib/training.html#replica._bury', 'lth_nb/training.py'),
                                  'lth_nb.training.Replica._count': ('lib/training.html#replica._count', 'lth_nb/training.py'),
-                                 'lth_nb.training.Replica._dead': ('lib/training.html#replica._dead', 'lth_nb/training.py'),
+                                 'lth_nb.training.Replica._keep': ('lib/training.html#replica._keep', 'lth_nb/training.py'),
                                  'lth_nb.training.Replica.run': ('lib/training.html#replica.run', 'lth_nb/training.py'),
                                  'lth_nb.training.Replica.state': ('lib/training.html#replica.state', 'lth_nb/training.py'),
                                  'lth_nb.training.Trajectory': ('lib/training.html#trajectory', 'lth_nb/training.py'),

@@ -156,7 +156,7 @@ def _optimizer(recipe, w):
     opt.state[w].update(slots)
     return opt, slots
 
-# %% ../nbs/lib/training.ipynb #1a295980
+# %% ../nbs/lib/training.ipynb #f6702819
 def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary logits)
     y:Tensor)->Tensor: # Mean cross-entropy
     "The training loss. Inception-v3's auxiliary head counts 0.4, as in its paper (Szegedy et al. 2015)."
@@ -183,24 +183,24 @@ class Replica:
             for k,slot in self.slots.items():
                 for n,v in state['slots'][k].items(): _view(slot, self.views[n]).copy_(v)
             self._count(state['count'])
-        self.dead = None if mask is None else self._dead(mask)
+        self.keep = None if mask is None else self._keep(mask)
         self._bury()
         self.lr = learning_rates(recipe, data).tolist()
         self.batches = data.load(device).batches(recipe.batch, order, recipe.augment, dtype=dtype)
         self.cast = torch.autocast(torch.device(device).type, torch.bfloat16) if recipe.precision == 'bf16' else nullcontext()
 
-    def _dead(self, mask):
-        dead = torch.zeros(len(self.w), dtype=torch.bool)
+    def _keep(self, mask):
+        "All bits set where a weight lives, none where it is pruned."
+        keep = torch.ones(len(self.w), dtype=torch.bool)
         for n,m in mask.items():
             if n not in self.views: raise ValueError(f'the mask names {n!r}, which {self.network["name"]} does not have')
             if m.shape != self.views[n][2]: raise ValueError(f'the mask of {n} has shape {tuple(m.shape)}, '
                                                              f'its weights have {tuple(self.views[n][2])}')
-            _view(dead, self.views[n]).copy_(~m.bool())
-        return dead.to(self.w.device)
-    @torch.no_grad()
+            _view(keep, self.views[n]).copy_(m.bool())
+        return -keep.to(torch.int64 if self.w.dtype == torch.float64 else torch.int32).to(self.w.device)
     def _bury(self):
-        if self.dead is None: return
-        for t in (self.w, *self.slots.values()): t.masked_fill_(self.dead, 0.)
+        if self.keep is None: return
+        for t in (self.w.data, *self.slots.values()): t.view(self.keep.dtype).bitwise_and_(self.keep)
     def _count(self, n=None):
         "Steps that Adam's averages have seen; SGD keeps no count."
         step = self.opt.state[self.w].get('step')
