@@ -8,12 +8,12 @@ __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', '
            'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure', 'figure', 'mean_interval', 'decide',
            'table']
 
-# %% ../nbs/lib/experiment.ipynb #81e44f6b
+# %% ../nbs/lib/experiment.ipynb #00ccaead
 import atexit, dataclasses, hashlib, inspect, json, math, os, platform, sys, time, uuid, zlib
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, update_wrapper
+from functools import lru_cache, partial, update_wrapper
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .settings import SCALES, settings
 
-# %% ../nbs/lib/experiment.ipynb #89274757
+# %% ../nbs/lib/experiment.ipynb #06ae29fa
 def canonical(x:Any # A value a step may take: JSON scalars, lists, dicts, frozen dataclasses, steps, nodes
     )->Any: # The JSON value that identifies it
     "One written form for a value. Raises `TypeError` for what has none, `ValueError` for a number that is not finite."
@@ -35,9 +35,14 @@ def canonical(x:Any # A value a step may take: JSON scalars, lists, dicts, froze
     if isinstance(x, np.generic): return canonical(x.item())
     if isinstance(x, (list, tuple)): return [canonical(o) for o in x]
     if isinstance(x, dict): return {str(k): canonical(v) for k,v in sorted(x.items(), key=lambda kv: str(kv[0]))}
-    if dataclasses.is_dataclass(x) and not isinstance(x, type): return {type(x).__name__: _fields(x)}
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        try: return _dataclass(x)
+        except TypeError: return _dataclass.__wrapped__(x)   # not hashable, or with a field that has no written form
     raise TypeError(f'{x!r} ({type(x).__name__}) cannot be an argument of a step: it has no written form. '
                     'Use numbers, strings, lists, dicts, frozen dataclasses, or the node of another step')
+
+@lru_cache(4096)
+def _dataclass(x): return {type(x).__name__: _fields(x)}
 
 def _fields(x):
     fs = (f for f in dataclasses.fields(x) if f.metadata.get('identity', True))

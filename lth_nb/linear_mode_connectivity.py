@@ -24,7 +24,7 @@ from .plotting import band, beside, categorical_steps, empty, grid, paper_curve,
 from .pruning import imp, remaining, shuffle_mask
 from .training import TABLE_1, Recipe, evaluate, init, instability, line, train
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #d8708877
+# %% ../nbs/02_linear_mode_connectivity.ipynb #91195306
 @dataclass(frozen=True)
 class Case:
     "A network, its training, and the part of the paper's grid to run on it."
@@ -54,7 +54,7 @@ class Case:
     @property
     def percent(self)->float: return remaining(self.levels, self.fraction)
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #9e75056a
+# %% ../nbs/02_linear_mode_connectivity.ipynb #908e3111
 _R20 = (0, 50, 100, 250, 500, 1000, 2000, 5000, 10000, 20000)
 _V16 = (0, 10, 25, 50, 100, 250, 500, 1000, 2000, 5000, 10000, 20000)
 _BOTH = ('averaged', 'reestimated')
@@ -90,7 +90,7 @@ def imagenet_cases()->list[Case]:
     return [_table_1('ResNet-50', nets.imagenet_resnet50, data, ks=epochs(28), sub_ks=epochs(28), **common),
             _table_1('Inception-v3', nets.inception_v3, data, ks=epochs(30), sub_ks=epochs(30), **common)]
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #d2ea729d
+# %% ../nbs/02_linear_mode_connectivity.ipynb #cdd88631
 def gpu_cases()->list[Case]:
     "The paper's networks and data with one initialisation, three data orders, and fewer k."
     few = dict(inits=1, ks=(0, 100, 500, 1000, 2000, 5000))
@@ -132,7 +132,7 @@ def cases(scale:str)->list[Case]:
     "The cases of a scale."
     return dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)[scale]()
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #292d4f6b
+# %% ../nbs/02_linear_mode_connectivity.ipynb #75f95709
 def rewound(c:Case, k, i:int # Step, and number of the initialisation
     )->Node: # A state
     "The network of initialisation i at step k. The noise on the way there is none of the children's."
@@ -149,7 +149,7 @@ def lines(c:Case, ends:list, rule='averaged', **labels)->list[Node]:
     return [line(ends[p], ends[q], c.data, alphas=c.alphas, batchnorm=rule, limit=c.limit).label(case=c.name, pair=f'{p+1}-{q+1}', **labels)
             for p,q in pairs]
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #148d3913
+# %% ../nbs/02_linear_mode_connectivity.ipynb #2997eb20
 def dense_lines(c:Case, k=0, rule='averaged', reset=False)->list[Node]:
     "Lines between copies of the whole network made at step k: every initialisation, every pair."
     return [l for i in range(c.inits) for l in lines(c, children(c, rewound(c, k, i), k, reset=reset), rule, k=k, init=i, net='full', reset=reset)]
@@ -269,7 +269,7 @@ def _table_1_rows(values, scale):
 TAB_1 = figure('linear_mode_connectivity/table-1', 'Networks and their accuracy', 'LMC Table 1',
     plan=lambda scale: _planned(scale, lambda c: dense_lines(c, 0)), draw=_table_1_rows)
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #85becb46
+# %% ../nbs/02_linear_mode_connectivity.ipynb #59937f4d
 KINDS = dict(imp='IMP', prune='random pruning', reinit='random re-init')
 
 def ticket(c:Case, k, i:int, level:int=None)->Node: # A mask
@@ -332,7 +332,7 @@ def _draw_sub_line(ax, c, v):
 FIG_5 = figure('linear_mode_connectivity/figure-5', 'Subnetworks along the line at k = 0', 'LMC Figure 5',
     plan=lambda scale: _planned(scale, at_init, lambda c: c.levels), draw=lambda values, scale: _panels(values, scale, _draw_sub_line))
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #bd4fbf05
+# %% ../nbs/02_linear_mode_connectivity.ipynb #3f62b86d
 def against_k(c:Case)->dict:
     "Lines of the whole network at k = 0, and of each kind of subnetwork at every k."
     return dict(full=dense_lines(c, 0), **{kind: {k: sub_lines(c, k, kind) for k in c.sub_ks} for kind in KINDS})
@@ -342,6 +342,7 @@ def _draw_sub_k(f, ylabel):
         if f is end_errors and (full := measured(v['full'])): ax.axhline(end_errors(full).mean(), color='0.5', label='full network')
         for kind,label in KINDS.items():
             if any(measured(vs) for vs in v[kind].values()): _against_k(ax, c, v[kind], f, label, _COLORS[kind])
+        if not ax.lines: empty(ax, 'not computed yet'); return
         if f is barriers: _stable_line(ax)
         categorical_steps(ax, list(c.sub_ks))
         ax.set_title(f'{_title(c)}, {c.percent:.1f} % left'); ax.set(xlabel='$k$', ylabel=ylabel); ax.legend(fontsize=6)
@@ -353,7 +354,7 @@ FIG_6 = figure('linear_mode_connectivity/figure-6', 'Instability of subnetworks 
 FIG_7 = figure('linear_mode_connectivity/figure-7', 'Error of subnetworks against k', 'LMC Figure 7',
     plan=lambda scale: _planned(scale, against_k, _many_ks), draw=lambda values, scale: _panels(values, scale, _draw_sub_k(end_errors, 'test error (%)')))
 
-# %% ../nbs/02_linear_mode_connectivity.ipynb #04fb6746
+# %% ../nbs/02_linear_mode_connectivity.ipynb #89b834fb
 def onset(by_k:dict, # {k: sizes [pairs]}, k ascending
     below:float)->np.ndarray: # [pairs]: index of the first k where each pair's size is below; nan if it never is
     "When a size first falls below a threshold."

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-# %% ../nbs/lib/plotting.ipynb #82e4655d
+# %% ../nbs/lib/plotting.ipynb #0de57900
 INK = '#818181' # Text and axes: as far from a white page as from a dark one
 COLORS = ('#6162cf', '#e67116', '#00aa68', '#c567b6', '#a9583e') # C0 to C4
 MARKERS = 'osD^v' # One a colour, for readers and printers without colours
@@ -34,8 +34,11 @@ def use_style()->None:
 
 @contextmanager
 def style():
-    "The style inside a `with`; what stood before comes back."
-    with mpl.rc_context(_RC): yield
+    "The style inside a `with`; what stood before comes back. (Not `rc_context`: it would undo what a backend sets when the first figure loads it.)"
+    before = {k: mpl.rcParams[k] for k in _RC}
+    mpl.rcParams.update(_RC)
+    try: yield
+    finally: mpl.rcParams.update(before)
 
 # %% ../nbs/lib/plotting.ipynb #e2464e55
 def grid(n:int, # Panels
