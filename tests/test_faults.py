@@ -33,9 +33,9 @@ def run(x, store, **kw): return compute(x, store=store, workers=1, quiet=True, *
 
 def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
 
-def whole(folder):
-    "No trace of half a result: every file belongs to a result that can be read."
-    s,fs = Store(folder),set(files(folder))
+def whole(folder, killed=False):
+    "No trace of half a result: every file belongs to a result that can be read. A process killed while it writes leaves a .part, which is in nobody's way."
+    s,fs = Store(folder),{f for f in files(folder) if not (killed and f.endswith('.part'))}
     for p in s.paths(): s.read(p)
     return fs <= {f'{p}.{k}' for p in s.paths() for k in ('json', 'safetensors')}
 
@@ -46,11 +46,9 @@ def damaged(path, how):
     b = path.read_bytes()
     path.write_bytes({'cut': b[:-1], 'half': b[:len(b)//2], 'empty': b'', 'flipped': b[:-2] + bytes([b[-2] ^ 1]) + b[-1:], 'noise': os.urandom(300)}[how])
 
-@pytest.mark.parametrize('how', ('cut', 'half', 'empty', 'flipped', 'noise'))
-@pytest.mark.parametrize('kind', ('json', 'safetensors'))
+@pytest.mark.parametrize('kind,how', [('json', h) for h in ('cut', 'half', 'empty', 'noise')] + [('safetensors', h) for h in ('cut', 'half', 'empty', 'flipped', 'noise')])
 def test_damaged_result(tmp_path, kind, how):
     "Named when it is asked for, and when something needs it; deleting it as the message says brings it back."
-    if (kind, how) == ('json', 'flipped'): pytest.skip('a digit more or less is a result like any other')
     s = Store(tmp_path)
     t = train(init(nets.mnist1d_mlp, seed=0), toy, short, order=0)
     n,ok = evaluate(t.at('end'), toy),numbers(2)
@@ -307,10 +305,10 @@ def test_worker_that_dies(tmp_path, forked):
     "Its calls are given out again; one that always dies is an error in the end, and all others are stored."
     s,flag = Store(tmp_path/'r'),str(tmp_path/'flag')
     grid = [deadly(flag, 1), *(reciprocal(i) for i in range(1, 7))]
-    assert compute(grid, store=s, workers=2, quiet=True) == [2, *(1/i for i in range(1, 7))] and whole(tmp_path/'r')
+    assert compute(grid, store=s, workers=2, quiet=True) == [2, *(1/i for i in range(1, 7))] and whole(tmp_path/'r', killed=True)
     more = [deadly(flag, 'always'), *(reciprocal(i) for i in range(7, 10))]
     with pytest.raises(ComputeError, match='deadly.*BrokenProcessPool'): compute(more, store=s, workers=2, quiet=True)
-    assert compute(more, store=s, stored=True) == [None, *(1/i for i in range(7, 10))] and whole(tmp_path/'r')
+    assert compute(more, store=s, stored=True) == [None, *(1/i for i in range(7, 10))] and whole(tmp_path/'r', killed=True)
 
 @pytest.mark.timeout(60)
 def test_executor_that_is_broken_for_good(tmp_path):

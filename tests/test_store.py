@@ -180,6 +180,10 @@ def test_remote_results_of_others_are_seen(s3):
     record = dict(format=1, step='square', version=1, key=n.key, value=-1)
     s3.put_object(Bucket='bucket', Key=f'others/{n.path}.json', Body=json.dumps(record).encode())
     assert run(n, s) == -1 and n.path in s.paths()
+    new = Store('s3://bucket/begun_elsewhere')
+    assert not new.has(n.path) and 'bucket/others' in new.fs.ls('bucket')   # by now the folder is known not to be there
+    s3.put_object(Bucket='bucket', Key=f'begun_elsewhere/{n.path}.json', Body=json.dumps(record).encode())
+    assert run(n, new) == -1
 
 
 def test_remote_store_is_listed_not_asked(s3, monkeypatch):

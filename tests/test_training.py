@@ -17,9 +17,9 @@ def _on_cpu(monkeypatch): monkeypatch.setenv('LTH_NB_DEVICE', 'cpu')
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    "Two tiny sets of random images: (28 x 28 grey, 32 x 32 colour)."
+    "Two tiny sets of random images: (28 x 28 grey, 16 x 16 colour)."
     g,out = np.random.default_rng(0),[]
-    for name,shape,n in (('grey', (28, 28), 200), ('colour', (32, 32, 3), 60)):
+    for name,shape,n in (('grey', (28, 28), 200), ('colour', (16, 16, 3), 60)):
         arrays = {f'{s}_{k}': v for s,m in (('train', n), ('test', 40)) for k,v in
                   (('images', g.integers(0, 256, (m, *shape), dtype=np.uint8)), ('labels', np.r_[np.arange(10), g.integers(0, 10, m - 10)]))}
         f = tmp_path_factory.mktemp('images')/f'{name}.npz'
@@ -318,6 +318,14 @@ def test_fresh_and_kept_optimizer(tmp_path):
                                     train(t.at(20), toy, recipe, optimizer='fresh').at(20), t.at('end')], Store(tmp_path/network.name))
         assert same(kept, end) and not same(fresh, end, ('weights',))
         assert all(plus_zero(v) for s in still['slots'].values() for v in s.values()) and still['count'] == 0
+        new,again = (train(t.at(20), toy, recipe, optimizer='fresh') for _ in range(2))
+        store = Store(tmp_path/f'{network.name}-stopped')   # fresh at its start only, not wherever it goes on
+        run(new.at(40), store)
+        assert same(run(again.at('end'), store), fresh), 'from a stored state'
+        store = Store(tmp_path/f'{network.name}-paused')
+        run(t.at(20), store)
+        assert go([new.at(40), new.at('end')], store, time.time() - 1) and not store.has(new.at(40).path)
+        assert same(run([new.at(40), new.at('end')], store)[1], fresh), 'from a checkpoint'
     with pytest.raises(ValueError, match="optimizer='old'.*'kept' or 'fresh'"): train(t.at(20), toy, recipe, optimizer='old')
 
 
