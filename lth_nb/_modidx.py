@@ -161,7 +161,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lth_nb.experiment._Ship.__call__': ('lib/experiment.html#_ship.__call__', 'lth_nb/experiment.py'),
                                    'lth_nb.experiment._Ship.__init__': ('lib/experiment.html#_ship.__init__', 'lth_nb/experiment.py'),
                                    'lth_nb.experiment._Ship.__reduce__': ('lib/experiment.html#_ship.__reduce__', 'lth_nb/experiment.py'),
-                                   'lth_nb.experiment._dataclass': ('lib/experiment.html#_dataclass', 'lth_nb/experiment.py'),
                                    'lth_nb.experiment._fields': ('lib/experiment.html#_fields', 'lth_nb/experiment.py'),
                                    'lth_nb.experiment._flat': ('lib/experiment.html#_flat', 'lth_nb/experiment.py'),
                                    'lth_nb.experiment._map': ('lib/experiment.html#_map', 'lth_nb/experiment.py'),

@@ -8,12 +8,12 @@ __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', '
            'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure', 'figure', 'mean_interval', 'decide',
            'table']
 
-# %% ../nbs/lib/experiment.ipynb #00ccaead
+# %% ../nbs/lib/experiment.ipynb #81e44f6b
 import atexit, dataclasses, hashlib, inspect, json, math, os, platform, sys, time, uuid, zlib
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial, update_wrapper
+from functools import partial, update_wrapper
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .settings import SCALES, settings
 
-# %% ../nbs/lib/experiment.ipynb #06ae29fa
+# %% ../nbs/lib/experiment.ipynb #c3228f7a
 def canonical(x:Any # A value a step may take: JSON scalars, lists, dicts, frozen dataclasses, steps, nodes
     )->Any: # The JSON value that identifies it
     "One written form for a value. Raises `TypeError` for what has none, `ValueError` for a number that is not finite."
@@ -36,13 +36,14 @@ def canonical(x:Any # A value a step may take: JSON scalars, lists, dicts, froze
     if isinstance(x, (list, tuple)): return [canonical(o) for o in x]
     if isinstance(x, dict): return {str(k): canonical(v) for k,v in sorted(x.items(), key=lambda kv: str(kv[0]))}
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
-        try: return _dataclass(x)
-        except TypeError: return _dataclass.__wrapped__(x)   # not hashable, or with a field that has no written form
+        try: known = x in _written_before
+        except TypeError: return {type(x).__name__: _fields(x)}   # not hashable
+        if not known: _written_before[x] = {type(x).__name__: _fields(x)}
+        return _written_before[x]
     raise TypeError(f'{x!r} ({type(x).__name__}) cannot be an argument of a step: it has no written form. '
                     'Use numbers, strings, lists, dicts, frozen dataclasses, or the node of another step')
 
-@lru_cache(4096)
-def _dataclass(x): return {type(x).__name__: _fields(x)}
+_written_before = {}   # a plan writes the same recipe and data set thousands of times
 
 def _fields(x):
     fs = (f for f in dataclasses.fields(x) if f.metadata.get('identity', True))
@@ -391,7 +392,7 @@ def missing(nodes, # Nodes wanted
         for b in tasks[c].after: tasks[b].height = max(tasks[b].height, tasks[c].height + 1)
     return tasks
 
-# %% ../nbs/lib/experiment.ipynb #4ec93544
+# %% ../nbs/lib/experiment.ipynb #cb41d22d
 class _Ship:
     "A callable that crosses to another process by value where it has to: it unpickles as the callable itself."
     def __init__(self, fn): self.fn = fn
@@ -415,9 +416,14 @@ def _pool(workers):
     return _pools[workers]
 
 @atexit.register
-def close_pools():
+def close_pools(now=False # True: end what is running too, as after Ctrl-C
+    ):
     "End the worker processes."
-    for p in _pools.values(): p.shutdown(wait=False, cancel_futures=True)
+    for p in _pools.values():
+        workers = list((p._processes or {}).values())
+        p.shutdown(wait=False, cancel_futures=True)
+        if now:
+            for w in workers: w.terminate()
     _pools.clear()
 
 class _Here:
@@ -453,7 +459,7 @@ class Progress:
             print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s, about {left:.0f} s left: {comment}', flush=True)
             self.said = now
 
-# %% ../nbs/lib/experiment.ipynb #84e9db93
+# %% ../nbs/lib/experiment.ipynb #fc2b7f02
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -529,7 +535,8 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     if executor is None: executor = _Here() if workers == 1 or len(tasks) < 2 or dev != 'cpu' else _pool(workers)
     else: workers = max(workers, 16)
     deadline = None if minutes is None else time.time() + 60*minutes
-    failed = _work(tasks, store, executor, workers, dev, deadline, quiet)
+    try: failed = _work(tasks, store, executor, workers, dev, deadline, quiet)
+    except KeyboardInterrupt: close_pools(now=True); raise
     store.refresh()
     if failed:
         real = {c: e for c,e in failed.items() if e is not None}
