@@ -459,7 +459,7 @@ class Progress:
             print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s, about {left:.0f} s left: {comment}', flush=True)
             self.said = now
 
-# %% ../nbs/lib/experiment.ipynb #fc2b7f02
+# %% ../nbs/lib/experiment.ipynb #6b3dcf31
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -527,7 +527,8 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     store.refresh()
     s = settings(device=device, workers=workers)
     wanted = list(dict.fromkeys(_nodes(x)))
-    get = lambda n: value_of(n, store) if not n.step.store or store.has(n.path) else None
+    there = lambda n: store.has(n.path) if n.step.store else all(there(i) for i in n.inputs)
+    get = lambda n: value_of(n, store) if there(n) else None
     if stored: return _map(x, get)
     tasks = missing(wanted, store)
     dev = ('cuda' if torch.cuda.is_available() else 'cpu') if s.device == 'auto' else s.device
