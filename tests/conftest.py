@@ -1,5 +1,5 @@
 """What all tests share: one thread, and where the real data is, if it is anywhere."""
-import os
+import os, shutil, subprocess
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -8,6 +8,16 @@ import pytest, torch
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get('LTH_NB_DATA', ROOT/'data')).resolve()
+
+
+def working_copy(to, *leave_out):
+    "A copy of the working tree, without what git ignores and the folders left out. Links stay links."
+    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
+    for f in filter(None, files):
+        if not os.path.lexists(ROOT/f) or f.startswith(leave_out): continue
+        (to/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT/f, to/f, follow_symlinks=False)
+    return to
 
 
 @pytest.fixture

@@ -1,20 +1,15 @@
 """The repository is what it says: the library in step with the notebooks, the notebooks clean, imports light."""
-import filecmp, os, shutil, subprocess, sys
+import filecmp, os, subprocess, sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, working_copy
 
 
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     "A copy of the working tree without what git ignores."
     to = tmp_path_factory.mktemp('repo')/'lth_nb'
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
-    for f in filter(None, files):
-        if not (ROOT/f).exists() or f.startswith('nbs/results/'): continue
-        (to/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT/f, to/f, follow_symlinks=False)
-    return to
+    return working_copy(to, 'nbs/results/')
 
 
 def _run(code, cwd):

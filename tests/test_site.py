@@ -1,8 +1,8 @@
 """The site as a reader gets it: built from a copy of the project, without Quarto, every page there and every link alive."""
-import base64, json, os, re, shutil, subprocess, sys
+import base64, json, os, re, subprocess, sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, working_copy
 
 CHAPTER = ROOT/'nbs/02_linear_mode_connectivity.ipynb'
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
@@ -16,12 +16,7 @@ def _site(cwd, *args):
 def copy(tmp_path_factory):
     "What git would clone, at another place, without the published results."
     to = tmp_path_factory.mktemp('site')/'lth_nb'
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
-    for f in filter(None, files):
-        if not os.path.lexists(ROOT/f) or f.startswith(('nbs/results/', 'benchmarks/')): continue
-        (to/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT/f, to/f, follow_symlinks=False)
-    return to
+    return working_copy(to, 'nbs/results/', 'benchmarks/')
 
 
 @pytest.fixture(scope='module')
