@@ -579,11 +579,11 @@ class Batches:
             args = len(self.data.train), self.order, e, self.data.device
             self._epochs[e] = permutation(*args), augmentation(*args) if self.augment else None
         return self._epochs[e]
-    def indices(self, step:int)->tuple: # Examples int64 [batch], and their dy, dx, flip int64 [batch, 3] or None
-        "Which examples batch `step` has, and how they are cropped and flipped. ValueError for a negative step."
+    def indices(self, step:int, steps=1)->tuple: # Examples int64 [steps * batch], and their dy, dx, flip int64 [steps * batch, 3] or None
+        "Which examples batch `step` (and those after it) has, and how they are cropped and flipped. ValueError for a negative step."
         if step < 0: raise ValueError(f'step: {step} should be 0 or more')
         n, at, parts = len(self.data.train), step * self.batch, []
-        end = at + self.batch
+        end = at + steps * self.batch
         while at < end:
             e, i = divmod(at, n)
             order, crops = self._epoch(e)
@@ -591,6 +591,10 @@ class Batches:
             parts.append((index, None if crops is None else crops[index]))
             at += len(index)
         return parts[0] if len(parts) == 1 else tuple(None if p[0] is None else torch.cat(p) for p in zip(*parts))
+    def rows(self, step:int, steps:int)->tuple: # Examples int64 [steps, batch]; dy, dx, flip int64 [steps, batch, 3] or None
+        "`indices` of many steps, a row for each: what a training step on a device looks up."
+        index, crops = self.indices(step, steps)
+        return index.view(steps, -1), None if crops is None else crops.view(steps, -1, 3)
     def __getitem__(self, step:int)->tuple: return self.data.gather(*self.indices(step), dtype=self.dtype)
 
 def _batches(self,
@@ -608,14 +612,15 @@ def _evaluation(self,
                 split='test',        # 'test' or 'train'
                 size=2000,           # Examples at a time
                 limit:int|None=None, # Only the first so many
-                dtype=torch.float32  # Of the inputs
+                dtype=torch.float32, # Of the inputs
+                start=0              # From this example on
                ):                    # Yields inputs and labels
     "Examples in their official order, normalised, not augmented."
     if split not in ('train', 'test'): raise ValueError(f"split: {split!r} should be 'train' or 'test'")
     n = len(getattr(self, split))
     _check_limit('limit', limit, n)
     s, n = getattr(self, split), limit or n
-    for i in range(0, n, size):
+    for i in range(start, n, size):
         x, y = s.x[i:min(i + size, n)], s.y[i:min(i + size, n)]
         yield (self._plain(x, dtype) if self.images else x.to(dtype)), y
 Data.evaluation = _evaluation

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', 'expression', 'StoreError', 'Store', 'Stores',
-           'default_store', 'Stopped', 'Shelf', 'provenance', 'value_of', 'run_call', 'Task', 'missing', 'close_pools',
-           'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure', 'figure', 'mean_interval', 'decide',
-           'table']
+           'default_store', 'Stopped', 'Shelf', 'provenance', 'value_of', 'turns', 'run_call', 'Task', 'missing',
+           'tick', 'close_pools', 'Fleet', 'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure',
+           'figure', 'mean_interval', 'decide', 'table']
 
 # %% ../nbs/lib/experiment.ipynb #81e44f6b
-import atexit, dataclasses, hashlib, inspect, json, math, os, platform, sys, time, uuid, zlib
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, ProcessPoolExecutor, wait
+import atexit, dataclasses, hashlib, inspect, json, math, os, platform, shutil, sys, tempfile, time, uuid, zlib
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
@@ -57,9 +58,9 @@ def digest(x:Any # Anything `canonical` takes
 # %% ../nbs/lib/experiment.ipynb #5455f6d6
 class Step:
     "A function whose results are identified by its name, its version and its arguments. Made by `@step`."
-    def __init__(self, fn, version=1, many=False, store=True):
+    def __init__(self, fn, version=1, many=False, store=True, size=None):
         update_wrapper(self, fn)
-        self.fn,self.name,self.version,self.many,self.store = fn,fn.__name__,version,many,store
+        self.fn,self.name,self.version,self.many,self.store,self.size = fn,fn.__name__,version,many,store,size
         self.sig = inspect.signature(fn)
     def __call__(self, *args, **kwargs):
         sig = self.sig
@@ -72,16 +73,17 @@ class Step:
     def __repr__(self): return f'step {self.name} (version {self.version})'
     def __reduce__(self):
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
-        return Step, (self.fn, self.version, self.many, self.store)
+        return Step, (self.fn, self.version, self.many, self.store, self.size)
 
 def step(fn:Callable=None, # The function; its name is part of every key, so rename it only with intent
     *, version:int=1, # Raise it when the function's results change: the old ones stay in the store, unread
     many:bool=False, # Yields many items in one run; the function then takes `items` and `shelf`
     store:bool=True, # False: too cheap to keep, run again wherever it is needed
+    size:Callable=None, # Nodes of one call -> the training steps in it, for the progress bar
     )->Step:
-    "Mark a function as a step of an experiment."
-    if fn is None: return partial(step, version=version, many=many, store=store)
-    return Step(fn, version, many, store)
+    "Mark a function as a step of an experiment. A generator function takes turns with others: see `Fleet`."
+    if fn is None: return partial(step, version=version, many=many, store=store, size=size)
+    return Step(fn, version, many, store, size)
 
 # %% ../nbs/lib/experiment.ipynb #8271f63a
 def _nodes(x):
@@ -337,28 +339,47 @@ def value_of(x, store):
     if isinstance(x, (list, tuple)): return type(x)(value_of(v, store) for v in x)
     return x
 
+def turns(nodes, store, deadline=None):
+    "Run one call of a step, as a generator: it yields what a generator step yields, and returns 'done' or 'stopped'."
+    try:
+        node = nodes[0]
+        shelf = Shelf(dataclasses.replace(node, item=None), store, deadline)
+        args = value_of(node.args, store)
+        value = node.step.fn(**args, items=[n.item for n in nodes], shelf=shelf) if node.step.many else node.step.fn(**args)
+        if inspect.isgenerator(value): value = yield from value
+        if not node.step.many: shelf.save(None, value)
+        elif lost := [n for n in nodes if not store.has(n.path)]: raise RuntimeError(f'{node.step.name} left out {lost}')
+        return 'done'
+    except Stopped: return 'stopped'
+
+@contextmanager
+def _working(device=None):
+    "One thread, a device, and no time spent on numbers too tiny to matter, as there are late in training."
+    threads,env = torch.get_num_threads(),os.environ.get('LTH_NB_DEVICE')
+    if device: os.environ['LTH_NB_DEVICE'] = device
+    torch.set_num_threads(1); torch.set_flush_denormal(True)
+    try: yield
+    finally:
+        torch.set_num_threads(threads); torch.set_flush_denormal(False)
+        os.environ.pop('LTH_NB_DEVICE', None) if env is None else os.environ.update(LTH_NB_DEVICE=env)
+
 def run_call(nodes:list, # Nodes of one call: one node, or the items wanted of a step of many
     store, # Where inputs are read and results go
     device:str=None, # None: as settings say
     deadline:float=None, # Unix time after which to stop
     )->str: # 'done' or 'stopped'
     "Run one call of a step, here and now, on one thread."
-    threads,env = torch.get_num_threads(),os.environ.get('LTH_NB_DEVICE')
-    if device: os.environ['LTH_NB_DEVICE'] = device
-    torch.set_num_threads(1); torch.set_flush_denormal(True)   # tiny numbers late in training cost time and change nothing
-    try:
-        node = nodes[0]
-        shelf = Shelf(dataclasses.replace(node, item=None), store, deadline)
-        args = value_of(node.args, store)
-        if node.step.many:
-            node.step.fn(**args, items=[n.item for n in nodes], shelf=shelf)
-            if lost := [n for n in nodes if not store.has(n.path)]: raise RuntimeError(f'{node.step.name} left out {lost}')
-        else: shelf.save(None, node.step.fn(**args))
-        return 'done'
-    except Stopped: return 'stopped'
-    finally:
-        torch.set_num_threads(threads); torch.set_flush_denormal(False)
-        os.environ.pop('LTH_NB_DEVICE', None) if env is None else os.environ.update(LTH_NB_DEVICE=env)
+    call,work = turns(nodes, store, deadline),None
+    with _working(device):
+        while True:
+            try: work = _turn(call, work)
+            except StopIteration as e: return e.value
+
+def _turn(call, work):
+    "One piece of the work that a generator has yielded; gives what is to be done next. What goes wrong in it, goes wrong where it was yielded."
+    try: done = work is None or work()
+    except Exception as e: return call.throw(e)
+    return next(call) if done else work
 
 # %% ../nbs/lib/experiment.ipynb #c0847833
 @dataclass
@@ -408,11 +429,33 @@ def _no_main():
     try: yield
     finally: main.__dict__.update(kept)
 
+_counter = [np.zeros(1, np.int64)]
+def tick(steps:int):
+    "Count steps of training, for the progress bar."
+    _counter[0] += steps
+def _count_in(folder): _counter[0] = np.memmap(f'{folder}/{os.getpid()}', np.int64, 'w+', shape=1)
+def _counted(executor):
+    "Steps so far, those of a pool's workers included."
+    files = Path(executor.folder).glob('*') if hasattr(executor, 'folder') else ()
+    return int(_counter[0][0]) + sum(int(np.fromfile(f, np.int64, 1).sum()) for f in files)
+
+def _allowed(executor, workers)->int:
+    "How many of a pool's processes the memory holds at once, by the most that any has taken so far. Linux; elsewhere all."
+    try:
+        read = lambda pid, what: next(1024*int(l.split()[1]) for l in open(f'/proc/{pid}/status') if l.startswith(what))
+        ps = list(executor._processes or ())
+        peak,now = max((read(p, 'VmHWM') for p in ps), default=0),sum(read(p, 'VmRSS') for p in ps)
+        free = next(1024*int(l.split()[1]) for l in open('/proc/meminfo') if l.startswith('MemAvailable'))
+    except (OSError, StopIteration, AttributeError): return workers
+    return min(workers, max(1, int((free + now)/peak))) if peak else workers
+
 _pools = {}
 def _pool(workers):
     if workers not in _pools:
         os.environ.setdefault('OMP_NUM_THREADS', '1')
-        _pools[workers] = ProcessPoolExecutor(workers, mp_context=get_context('spawn'))
+        folder = tempfile.mkdtemp(prefix='lth_nb-')   # where workers count their steps
+        _pools[workers] = ProcessPoolExecutor(workers, mp_context=get_context('spawn'), initializer=_Ship(partial(_count_in, folder)))
+        _pools[workers].folder = folder
     return _pools[workers]
 
 @atexit.register
@@ -424,22 +467,75 @@ def close_pools(now=False # True: end what is running too, as after Ctrl-C
         p.shutdown(wait=False, cancel_futures=True)
         if now:
             for w in workers: w.terminate()
+        if hasattr(p, 'folder'): shutil.rmtree(p.folder, ignore_errors=True)
     _pools.clear()
 
-class _Here:
-    "An executor that runs a call where it is submitted."
-    def submit(self, fn):
-        from concurrent.futures import Future
-        f = Future()
-        try: f.set_result(fn())
-        except Exception as e: f.set_exception(e)
+class Fleet:
+    "Runs calls in this process, side by side. An executor for one thread: `submit` puts a call in the queue, `turn` goes round until one has ended."
+    def __init__(self, most:int=1, # Calls side by side
+        free=None, # () -> bytes of memory that are left on the device
+        device=None):
+        self.most,self.free,self.device,self.need,self.told = most,free,device,0,False
+        self.waiting,self.running = deque(),[]
+    def submit(self, call:Callable # Gives a generator, as `turns` does
+        )->Future:
+        self.waiting.append((f := Future(), call))
         return f
+    def fits(self)->bool:
+        "Whether one more call may begin. The first always may."
+        if not self.running: return True
+        if len(self.running) >= self.most: return False
+        if self.free is None or self.free() > 1.2*self.need + 2**30: return True
+        if not self.told: print(f'{len(self.running)} calls side by side: each takes up to {self.need/2**30:.2f} GiB, {self.free()/2**30:.2f} GiB are left', flush=True)
+        self.told = True
+        return False
+    def turn(self, between:Callable=lambda: None # Called after every round
+        ):
+        "Go round until a call has ended."
+        with _working(self.device):
+            while True:
+                began = bool(self.waiting) and self.fits()
+                if began:
+                    before = self.free() if self.free else 0
+                    f,call = self.waiting.popleft()
+                    self.running.append(new := [f, call, call(), None])
+                    ended = self._go(new)
+                    if not ended and new[3]: ended = self._go(new)   # the first piece of work takes the memory
+                    if self.free: self.need = max(self.need, before - self.free())
+                    if ended: return
+                ended = [r for r in list(self.running) if self._go(r)]
+                between()
+                if ended: return
+                if not began: time.sleep(1e-4)
+    def _go(self, r):
+        "One piece of a call's work; whether the call has ended."
+        f,call,gen,work = r
+        try:
+            r[3] = _turn(gen, work)
+            return False
+        except StopIteration as e: f.set_result(e.value)
+        except torch.OutOfMemoryError as e:
+            if len(self.running) > 1: self._retreat(r); return False
+            f.set_exception(e)
+        except Exception as e: f.set_exception(e)
+        self.running.remove(r)
+        return True
+    def _retreat(self, r):
+        "Out of memory beside others: this call begins again, from what it has stored, when another has ended."
+        self.running.remove(r)
+        self.most = len(self.running)
+        self.waiting.appendleft((r[0], r[1]))
+        r[2].close()
+        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        print(f'out of memory: from here on {self.most} calls side by side', flush=True)
 
 # %% ../nbs/lib/experiment.ipynb #117ed910
 class Progress:
-    "A bar where there is one to be had (fastprogress), else a line now and then."
-    def __init__(self, total, quiet=False):
-        self.total,self.n,self.start,self.bar,self.said = total,0,time.monotonic(),None,0.
+    "A bar where there is one to be had (fastprogress), else a line now and then: calls, steps a second over all replicas, time left."
+    def __init__(self, total, quiet=False, steps=0, # Steps of training in all of it
+        counted=lambda: 0): # Steps so far
+        self.total,self.n,self.start,self.bar,self.said,self.comment = total,0,time.monotonic(),None,0.,''
+        self.steps,self.counted,self.before = steps,counted,counted()
         self.quiet = quiet or not total
         if self.quiet: return
         try:
@@ -447,17 +543,22 @@ class Progress:
             if IN_NOTEBOOK or (sys.stdout.isatty() and not os.environ.get('CI')):
                 self.bar = progress_bar(range(total)); self.bar.update(0)
         except ImportError: pass
+    def speed(self)->tuple: # steps a second, seconds left
+        t,k = time.monotonic() - self.start,self.counted() - self.before
+        if self.steps and k: return k/t, max(0, self.steps - k)/k*t
+        return k/t, t/self.n*(self.total - self.n) if self.n else math.nan
     def step(self, comment=''):
-        self.n += 1
-        if self.quiet: return
-        if self.bar is not None:
-            self.bar.comment = comment; self.bar.update(self.n)
-            return
+        self.n += 1; self.comment = comment
+        self.show(last=self.n == self.total)
+    def show(self, last=False):
+        "Say how far it is, if it was not said just now."
         now = time.monotonic()
-        if now - self.said > 10 or self.n == self.total:
-            left = (now - self.start)/self.n*(self.total - self.n)
-            print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s, about {left:.0f} s left: {comment}', flush=True)
-            self.said = now
+        if self.quiet or not last and now - self.said < (1 if self.bar is not None else 10): return
+        self.said = now
+        rate,left = self.speed()
+        how = ', '.join([f'{rate:,.0f} steps/s']*bool(rate) + [f'about {left:.0f} s left']*(left == left and not last) + [self.comment]*bool(self.comment))
+        if self.bar is None: print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s: {how}', flush=True)
+        else: self.bar.comment = how; self.bar.update_bar(self.n)
 
 # %% ../nbs/lib/experiment.ipynb #6b3dcf31
 class ComputeError(RuntimeError):
@@ -474,17 +575,24 @@ def _submit(ex, fn):
 
 def _work(tasks, store, executor, workers, device, deadline, quiet):
     "Run `tasks` until all are done, failed or out of time; gives the failures as {call: error}."
-    bar,failed,done,left,flying,breaks = Progress(len(tasks), quiet),{},set(),dict(tasks),{},0
-    here = isinstance(executor, _Here)
+    sizes = sum(t.nodes[0].step.size(t.nodes) for t in tasks.values() if t.nodes[0].step.size)
+    bar = Progress(len(tasks), quiet, sizes, lambda: _counted(executor))
+    failed,done,left,flying,breaks,fewer = {},set(),dict(tasks),{},0,False
+    fleet = isinstance(executor, Fleet)
     while left or flying:
         while dead := [c for c,t in left.items() if t.after & failed.keys()]:
             for c in dead: failed[c] = None; del left[c]
         late = deadline is not None and time.time() > deadline
         ready = [] if late else sorted((c for c,t in left.items() if not (t.after & tasks.keys()) - done), key=lambda c: -left[c].height)
-        for c in ready[:max(0, (1 if here else 2*workers) - len(flying))]:
+        most = executor.most if fleet else 2*workers
+        if hasattr(executor, 'folder') and (n := _allowed(executor, workers)) < workers:
+            if not fewer: print(f'memory for {n} of {workers} processes: fewer side by side', flush=True)
+            most,fewer = n,True
+        for c in ready[:max(0, most - len(flying))]:
             t = left.pop(c)
-            fn = partial(run_call, t.nodes, store, device, deadline)
-            try: flying[_submit(executor, fn)] = (c, t)
+            try:
+                if fleet: flying[executor.submit(partial(turns, t.nodes, store, deadline))] = (c, t)
+                else: flying[_submit(executor, partial(run_call, t.nodes, store, device, deadline))] = (c, t)
             except BrokenExecutor as e:
                 breaks += 1
                 if breaks > 3*len(tasks): failed[c] = e
@@ -494,7 +602,8 @@ def _work(tasks, store, executor, workers, device, deadline, quiet):
             if late or not left: break
             if not ready: raise ValueError(f'these wait for each other, or for their own result: {[t.nodes[0] for t in left.values()]}')
             continue
-        for f in wait(flying, return_when=FIRST_COMPLETED).done:
+        if fleet: executor.turn(bar.show)
+        for f in wait(flying, None if fleet or quiet else 2, FIRST_COMPLETED).done:
             c,t = flying.pop(f)
             try:
                 if f.result() == 'done': done.add(c)
@@ -504,6 +613,7 @@ def _work(tasks, store, executor, workers, device, deadline, quiet):
                 if breaks > 3*len(tasks): failed[c] = e
                 else: left[c] = t; executor = _mend(executor, workers)
             except Exception as e: failed[c] = e; bar.step(f'{t.nodes[0].step.name} failed')
+        bar.show()
     return failed
 
 def _mend(executor, workers):
@@ -513,10 +623,14 @@ def _mend(executor, workers):
         return _pool(workers)
     return _pools.get(workers, executor) if isinstance(executor, ProcessPoolExecutor) else executor
 
+def _free(device):
+    "Bytes left on a CUDA device."
+    return torch.cuda.mem_get_info(device)[0]
+
 def compute(x:Any, # A node, or dicts and lists of nodes
     *, store=None, # A `Store` or `Stores`; None: the reader's over the published one
-    executor=None, # Any `concurrent.futures.Executor`; None: one process a core on a CPU, this process on a GPU
-    workers:int=None, # Processes on a CPU; None: as settings say, 0: one a core, 1: this process
+    executor=None, # Any `concurrent.futures.Executor`; None: one process a core on a CPU, a `Fleet` in this process on a GPU
+    workers:int=None, # Processes on a CPU, calls side by side on a GPU; None: as settings say, 0: one a core, or 16; 1: one after another, here
     device:str=None, # 'cpu', 'cuda', ...; None: as settings say
     minutes:float=None, # Stop cleanly after so many; what is not there yet is None in the answer
     stored:bool=False, # Only look: run nothing, None for what is not there
@@ -533,7 +647,8 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     tasks = missing(wanted, store)
     dev = ('cuda' if torch.cuda.is_available() else 'cpu') if s.device == 'auto' else s.device
     workers = s.workers or len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else s.workers or os.cpu_count()
-    if executor is None: executor = _Here() if workers == 1 or len(tasks) < 2 or dev != 'cpu' else _pool(workers)
+    if executor is None and dev != 'cpu': executor = Fleet(s.workers or 16, partial(_free, dev) if torch.cuda.is_available() else None, dev)
+    elif executor is None: executor = Fleet(device=dev) if workers == 1 or len(tasks) < 2 else _pool(workers)
     else: workers = max(workers, 16)
     deadline = None if minutes is None else time.time() + 60*minutes
     try: failed = _work(tasks, store, executor, workers, dev, deadline, quiet)

@@ -163,9 +163,9 @@ def test_a_trajectory_anywhere(anywhere, monkeypatch):
     assert run_call([t.at('end')], anywhere, 'cpu', time.time() - 1) == 'stopped'
     assert anywhere.paths() == [], 'a checkpoint is no result'
     from lth_nb.training import Replica
-    once,first = Replica.run,[]
+    once,first = Replica.pump,[]
     def noting(self, until): first.append(self.step); return once(self, until)
-    monkeypatch.setattr(Replica, 'run', noting)
+    monkeypatch.setattr(Replica, 'pump', noting)
     end = run(t.at('end'), Store(anywhere.url))
     assert first[0] == 100 and end['step'] == 210 and len(anywhere.paths()) == 1
     assert not anywhere.has(f'.checkpoints/{t.node.call}')

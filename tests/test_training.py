@@ -7,7 +7,7 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from lth_nb import data as D, networks as nets
 from lth_nb.experiment import Store, compute, missing, run_call, step
 from lth_nb.pruning import prune, prunable_weights
-from lth_nb.training import (TABLE_1, Diverged, Recipe, Replica, evaluate, init, instability, interpolate, learning_rates, line, module_of, reestimate,
+from lth_nb.training import (TABLE_1, Recipe, Replica, evaluate, init, instability, interpolate, learning_rates, line, module_of, reestimate,
                              steps, train)
 
 
@@ -182,13 +182,21 @@ def test_stop_and_go_on(tmp_path, network, recipe):
     assert not list(tmp_path.rglob('restless/.checkpoints/*.*')), 'the checkpoint goes when the run is done'
 
 
+def counting(monkeypatch, seen):
+    "Every step that any replica takes, by number."
+    once = Replica.pump
+    def pump(self, until):
+        before = self.step
+        try: return once(self, until)
+        finally: seen.extend(range(before, self.step))
+    monkeypatch.setattr(Replica, 'pump', pump)
+
+
 def test_going_on_starts_where_it_stopped(tmp_path, monkeypatch):
     "A checkpoint counts although an earlier item has been stored since; nothing is trained twice."
     store,seen = Store(tmp_path),[]
     t = train(init(mlp, seed=0), toy, replace(ADAM, steps=450), order=0)
-    once = Replica.run
-    def counting(self, until): seen.extend(range(self.step, until)); return once(self, until)
-    monkeypatch.setattr(Replica, 'run', counting)
+    counting(monkeypatch, seen)
     wanted,turns = [t.at(20), t.at('end')],0
     while go(wanted, store, time.time() - 1):
         turns += 1
@@ -235,9 +243,7 @@ def test_stored_states_save_training(tmp_path, monkeypatch):
     store,seen = Store(tmp_path),[]
     t = train(init(mlp, seed=0), toy, ADAM, order=0)
     run([t.at(10), t.at(40)], store)
-    once = Replica.run
-    def counting(self, until): seen.extend(range(self.step, until)); return once(self, until)
-    monkeypatch.setattr(Replica, 'run', counting)
+    counting(monkeypatch, seen)
     run(t.at('end'), store); assert seen == list(range(40, 60))
     run(t.at(15), store); assert seen[20:] == list(range(10, 15))
 
@@ -260,6 +266,7 @@ def test_pruned_weights_are_plus_zero_after_every_step(network, recipe):
     assert bool((alive != 0).all()) and torch.isfinite(alive).all()
 
 
+@pytest.mark.filterwarnings('ignore:diverged')
 def test_an_infinite_gradient_does_not_wake_pruned_weights():
     "Weights there stay +0 while all around them goes to NaN."
     for recipe in (SGD, replace(SGD, optimizer='adam')):
@@ -427,13 +434,40 @@ def test_evaluate_by_hand(pair):
         assert got[s]['loss'] == pytest.approx(float(F.cross_entropy(z, d.y[:100])), rel=1e-5)
 
 
-def test_divergence_is_an_error(tmp_path):
-    "It names the loss and the recipe; the states before it are stored."
+@pytest.mark.filterwarnings('ignore:diverged')
+def test_divergence_is_marked_and_others_go_on(tmp_path):
+    "A loss that is no number ends its replica only; its states, and what is measured on them, say at which step."
     r = Recipe(300, batch=32, lr=1e6, milestones=())
-    t = train(init(mlp, seed=0), toy, r, order=0)
-    with pytest.raises(Exception, match=r'Diverged.*loss (nan|inf).*lr 1e\+06') as e: run([t.at(0), t.at('end')], s := Store(tmp_path))
-    assert isinstance(e.value.__cause__, Diverged)
-    assert s.has(t.at(0).path) and not s.has(t.at('end').path)
+    wild,calm = train(init(mlp, seed=0), toy, r, order=0),train(init(mlp, seed=0), toy, replace(r, lr=.1), order=0)
+    run(dict(start=wild.at(0), end=wild.at('end'), other=calm.at('end'), seen=evaluate(wild.at('end'), toy),
+             line=line(wild.at('end'), calm.at('end'), toy, alphas=3)), s := Store(tmp_path))
+    start,end,other = (s.read(n.path) for n in (wild.at(0), wild.at('end'), calm.at('end')))
+    when = end['diverged']
+    assert 0 < when < 100 and end['step'] == 300 and 'diverged' not in start and 'diverged' not in other
+    assert all(v.isnan().all() for v in end['weights'].values()) and all(v.isfinite().all() for v in other['weights'].values())
+    assert s.read(evaluate(wild.at('end'), toy).path)['diverged'] == when
+    assert s.read(line(wild.at('end'), calm.at('end'), toy, alphas=3).path)['diverged'] == [when]
+    exact = Replica(init.fn(mlp, 0), toy, r, 0, 0)   # the step by hand: the first loss that is not finite
+    assert [math.isfinite(exact.run(i + 1)) for i in range(when + 1)] == [True]*when + [False]
+    assert same(run(wild.at(when + 50), Store(tmp_path/'b')), end, ('weights',)), 'the same from wherever it is asked'
+    assert Replica(end, toy, r, 1, 0, optimizer='fresh').diverged == when, 'and it stays so'
+
+
+@pytest.mark.filterwarnings('ignore:diverged')
+@pytest.mark.parametrize('driven', (False, True), ids=('plain', 'driven'))
+def test_an_infinite_gradient_ends_a_replica(driven):
+    "The step after it is the first without a loss; pruned weights stay +0."
+    class Blow:
+        def gradient(self, rep): rep.weights.grad += torch.where(torch.tensor(self.step(rep) == 10), math.inf, 0.)
+        def step(self, rep): return int(rep.t) if rep.driven else rep.step
+    mask = half(conv)
+    rep = Replica(init.fn(conv, 0), toy, SGD, 0, 0, mask=mask, driven=driven, hooks=[Blow()])
+    rep.run(10); assert rep.diverged is None and 'diverged' not in rep.state()
+    rep.run(60)
+    assert rep.diverged == 11 and rep.state()['diverged'] == 11 and plus_zero(dead(rep.state(), mask))
+    again = Replica(init.fn(conv, 0), toy, SGD, 0, 0, mask=mask, driven=driven, hooks=[Blow()])
+    again.run(11)   # the weights are lost, no loss has said so yet
+    assert again.state()['diverged'] == 11
 
 
 # ------------------------------------------------------------------ recipes
