@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETTINGS := LTH_NB_SCALE=quick LTH_NB_DATA="$(CURDIR)/demo/data" LTH_NB_RESULTS="$(CURDIR)/demo/results" LTH_NB_PUBLISHED=none
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test lab docs bench clean
+.PHONY: demo test lab docs bench bench-gpu clean
 demo: $(VENV)/.ready   ## the chapter on linear mode connectivity at scale quick, from nothing
 	rm -rf demo && mkdir -p demo/data
 	$(SETTINGS) $(BIN)/lth-nb run linear_mode_connectivity
@@ -20,8 +20,12 @@ lab: $(VENV)/.ready   ## read and run the chapters
 docs: $(VENV)/.ready   ## the site, into _docs/
 	$(BIN)/python -m lth_nb.site docs
 
-bench: $(VENV)/.ready   ## speed, one core
-	$(BIN)/python benchmarks/speed.py
+bench: $(VENV)/.ready   ## speed on one core of this machine
+	$(BIN)/python benchmarks/engine.py
+
+bench-gpu: $(VENV)/.ready   ## the same on a CUDA device, and the tests that need one
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python benchmarks/engine.py --device cuda
 
 # The stamp is a copy of what was installed: nbdev-export touches pyproject.toml without changing it
 $(VENV)/.ready: pyproject.toml

@@ -214,7 +214,7 @@ def compiled(f):
         def attempt(*args):
             try: return c(*args)
             except Exception as e:   # no C compiler, no Triton
-                warnings.warn(f'torch.compile does not work here ({type(e).__name__}: {str(e)[:100]}); {f.__name__} runs as single kernels')
+                warnings.warn(f'torch.compile does not work here ({type(e).__name__}: {str(e)[:100]}); {f.__name__} runs as single kernels', stacklevel=2)
                 _compiled[f] = f
                 return f(*args)
         _compiled[f] = attempt
@@ -244,7 +244,7 @@ class Replica(Replica):   # continued
         if bad and self.diverged is None: self._diverge(bad[0])
     def _diverge(self, step):
         self.diverged = step
-        warnings.warn(f'diverged: the loss of step {step} is not finite ({self.recipe}); a lower learning rate would help')
+        warnings.warn(f'diverged: the loss of step {step} is not finite ({self.recipe}); a lower learning rate would help', stacklevel=2)
     def run(self, until:int # Train up to this step
         )->Tensor: # Loss of the last minibatch
         "Train, and wait for it."
@@ -379,8 +379,8 @@ def device_of(name:str)->str:
 class Probe:
     "A network in evaluation mode into which weights are put. `vector(state)` is all of a state's numbers, BatchNorm's statistics included."
     def __init__(self, network:Network, data, # Loaded data
-        size:int=2000): # Examples at a time
-        self.data,self.size = data,size
+        size:int=None): # Examples at a time; None: 2000 on a GPU, on a CPU the 100 that stay in its caches
+        self.data,self.size = data,size or (2000 if data.device.type == 'cuda' else 100)
         self.net = network.build().to(device=data.device, memory_format=torch.channels_last).eval()
         self.parts = {n: t for n,t in (*self.net.named_parameters(), *self.net.named_buffers()) if t.is_floating_point()}
         self.shapes = {n: t.shape for n,t in self.parts.items()}
@@ -408,7 +408,7 @@ class Probe:
         self.totals[1] += F.cross_entropy(z, y, reduction='sum')
     def _replay(self, split, i):
         "A full batch on a GPU: recorded for the first, moved along by an offset."
-        s,on = getattr(self.data, split),self.data.device
+        on = self.data.device
         if split not in self.graph:
             at,pred = torch.zeros((), dtype=torch.int64, device=on),torch.zeros(self.size, dtype=torch.int64, device=on)
             rows = torch.arange(self.size, device=on)

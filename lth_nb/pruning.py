@@ -20,7 +20,11 @@ def lowest(magnitude:Tensor, # Non-negative scores, one dimension
     "Which to prune. Raises `ValueError` for a fraction outside [0, 1) and for NaN."
     if not 0 <= fraction < 1: raise ValueError(f'fraction={fraction}: prune at least 0 and less than 1 of what remains')
     if bool(magnitude.isnan().any()): raise ValueError(f'{int(magnitude.isnan().sum())} of {len(magnitude)} weights are NaN: nothing to rank')
-    return magnitude.argsort(stable=True)[:round(fraction*len(magnitude))]
+    n = round(fraction*len(magnitude))
+    if not n: return torch.empty(0, dtype=torch.int64, device=magnitude.device)
+    last = magnitude.sort().values[n - 1] if magnitude.is_cuda else magnitude.kthvalue(n).values   # no full sort on a CPU
+    below,ties = (magnitude < last).nonzero().squeeze(1),(magnitude == last).nonzero().squeeze(1)
+    return torch.cat([below, ties[:n - len(below)]])
 
 # %% ../nbs/lib/pruning.ipynb #6b5e87b9
 def dense_mask(weights:dict # {name: weight} of the prunable layers

@@ -9,14 +9,13 @@ __all__ = ['init', 'trajectory', 'Trajectory', 'train', 'evaluate', 'interpolate
 import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Dataset
-from .engine import Probe, Replica, device_of, loss_of, module_of, network_of, reestimate
+from .engine import Probe, Replica, device_of, module_of, network_of, reestimate  # noqa: F401  (a reader looks for them here, too)
 from .experiment import Node, Step, compute, digest, step, value_of
 from .networks import Network
-from .recipes import PRECISIONS, TABLE_1, Recipe, learning_rates, steps
+from .recipes import TABLE_1, Recipe, learning_rates, steps  # noqa: F401
 from .settings import settings
 
 # %% ../nbs/lib/training.ipynb #6a52084f
