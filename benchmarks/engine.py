@@ -30,6 +30,7 @@ from lth_nb.pruning import magnitude_mask, prunable_weights
 from lth_nb.training import TABLE_1, Recipe, init
 
 LONG = 10**6
+PARTS = ['plain', 'plain fp32', 'replicas', 'processes', 'compiled', 'data', 'parts']
 CIFAR = Recipe(LONG, weight_decay=1e-4, augment=True)
 CASES = {'lenet-60': (nets.lenet_300_100, mnist, replace(TABLE_1['LeNet'], steps=LONG)),
          'lenet-128': (nets.lenet_300_100, mnist, Recipe(LONG)),
@@ -118,12 +119,12 @@ def against_plain(case, device, seconds, many):
     return dict(case=case, seconds={k: v for k,v in t.items()}, replicas=many, ratio=t['plain']/best, way=way)
 
 
-def fp32_plain_against_bf16(device, seconds):
-    "ResNet-20: ours in bf16 against the usual script in whichever precision is faster for it."
-    network,data,recipe = CASES['resnet20-bf16']
-    usual,way = plain.best(network, data().load(), recipe, device, seconds)
-    t = in_turns(Clock(device), dict(plain=usual, ours=together([replica('resnet20-bf16', device)])), seconds)
-    return dict(case='resnet20-bf16 against plain in its best precision', seconds=t, replicas=1, ratio=t['plain']/t['ours'], way=way)
+def against_fp32(case, device, seconds):
+    "Ours in bf16 against the usual script in fp32, as most scripts are."
+    network,data,recipe = CASES[case]
+    usual,way = plain.best(network, data().load(), recipe, device, seconds, autocast=(False,))
+    t = in_turns(Clock(device), dict(plain=usual, ours=together([replica(case, device)])), seconds)
+    return dict(case=f'{case} against fp32', seconds=t, replicas=1, ratio=t['plain']/t['ours'], way=way | {'precision': 'fp32'})
 
 
 def side_by_side(case, device, ks, seconds):
@@ -155,6 +156,12 @@ def processes(case, seconds):
         for p in ps: p.stdin.write('\n'); p.stdin.flush()
         out[k] = sum(float(p.communicate()[0]) for p in ps)
     return dict(case=case, steps_per_second=out)
+
+
+def compiled(case, device, many, seconds):
+    "The network through torch.compile, against not."
+    t = in_turns(Clock(device), {k: together([replica(case, device, s, compiled_net=k) for s in range(many)]) for k in (False, True)}, seconds)
+    return dict(case=case, replicas=many, seconds={str(k): v/many for k,v in t.items()}, gain=t[False]/t[True])
 
 
 def data_path(case, device, seconds):
@@ -207,36 +214,51 @@ def table(head, rows):
     out = ['| ' + ' | '.join(head) + ' |', '| --- |' + ' --: |'*(len(head) - 1)]
     return '\n'.join(out + ['| ' + ' | '.join(str(c) for c in r) + ' |' for r in rows])
 
-def report(r):
-    "All tables, as Markdown."
-    out = [f"{r['about']['machine']}, torch {r['about']['torch']}, {r['about']['date']}"]
-    if x := r.get('plain'):
-        out.append(table(['ms a replica-step', 'plain script', 'ours, one', 'ours, side by side', 'ratio', 'the plain script at its best'],
-            [[o['case'], ms(o['seconds']['plain']), ms(o['seconds']['ours']), f"{ms(o['seconds']['ours side by side'])} ({o['replicas']})" if o['replicas'] > 1 else '',
-              f"{o['ratio']:.1f}", ', '.join(f'{k} {v}' for k,v in o['way'].items())] for o in x]))
-    if x := r.get('replicas'):
-        out.append(table(['replicas in one process', 'ms a replica-step', 'replica-steps a second', 'memory, GiB', 'x floor by bytes', 'x floor by FLOP'],
-            [[f"{o['case']}, {q['replicas']}", ms(q['seconds']), *([f"{q['per_second']:,.1f}", f"{q['memory']/2**30:.2f}", f"{q['floors_by_bytes']:.1f}", f"{q['floors_by_flop']:.1f}"]
-              if q['seconds'] else ['out of memory', '', '', ''])] for o in x for q in o['rows']]))
-    if x := r.get('processes'):
-        out.append(table(['processes, one thread each', 'one: steps a second', 'two: steps a second', 'gain'],
-            [[o['case'], f"{o['steps_per_second'][1]:.1f}", f"{o['steps_per_second'][2]:.1f}", f"{o['steps_per_second'][2]/o['steps_per_second'][1]:.2f}"] for o in x]))
-    if x := r.get('data'):
-        out.append(table(['data path', 'ms a batch', 'ms a step', 'share'], [[o['case'], ms(o['seconds']['data']), ms(o['seconds']['step']), f"{100*o['share']:.1f} %"] for o in x]))
-    if x := r.get('parts'): out.append(table(['else', ''], [[k, f'{100*v:.1f} %' if 'share' in k else f'{ms(v)} ms'] for k,v in x.items()]))
+def load(path): return json.loads(Path(path).read_text(), object_hook=lambda d: {int(k) if k.isdigit() else k: v for k,v in d.items()})
+
+def report(r, *parts):
+    "The tables of a run, or some of them, as Markdown."
+    out = []
+    for part in parts or PARTS:
+        if part == 'plain fp32': continue   # its rows stand with the others
+        if x := r.get(part): out.append(globals()[f'_{part}'](x + r.get('plain fp32', []) if part == 'plain' else x))
     return '\n\n'.join(out)
+
+def _plain(x):
+    beside = lambda o: f"{ms(o['seconds']['ours side by side'])} ({o['replicas']})" if o['replicas'] > 1 else '-'
+    return table(['milliseconds a replica-step', 'plain script', 'ours, one', 'ours, side by side', 'plain / ours', 'the plain script at its best'],
+        [[o['case'], ms(o['seconds']['plain']), ms(o['seconds']['ours']), beside(o), f"{o['ratio']:.1f}",
+          ', '.join(f'{k} {v}' for k,v in o['way'].items())] for o in x])
+
+def _replicas(x):
+    numbers = lambda q: [ms(q['seconds']), f"{q['per_second']:,.1f}", f"{q['memory']/2**30:.2f}", f"{q['floors_by_bytes']:.1f}", f"{q['floors_by_flop']:.1f}"]
+    return table(['replicas in one process', 'milliseconds a replica-step', 'replica-steps a second', 'memory, GiB', 'times the floor by bytes', 'times the floor by FLOP'],
+        [[f"{o['case']}, {q['replicas']}", *(numbers(q) if q['seconds'] else ['out of memory', '', '', '', ''])] for o in x for q in o['rows']])
+
+def _processes(x):
+    return table(['processes, one thread each', 'one: steps a second', 'two: steps a second', 'gain'],
+        [[o['case'], f"{o['steps_per_second'][1]:.1f}", f"{o['steps_per_second'][2]:.1f}", f"{o['steps_per_second'][2]/o['steps_per_second'][1]:.2f}"] for o in x])
+
+def _compiled(x):
+    return table(['torch.compile of the network', 'without, milliseconds', 'with, milliseconds', 'gain'],
+                 [[f"{o['case']}, {o['replicas']} replicas", ms(o['seconds']['False']), ms(o['seconds']['True']), f"{o['gain']:.2f}"] for o in x])
+
+def _data(x): return table(['data path', 'milliseconds a batch', 'milliseconds a step', 'share'],
+                           [[o['case'], ms(o['seconds']['data']), ms(o['seconds']['step']), f"{100*o['share']:.1f} %"] for o in x])
+
+def _parts(x): return table(['what else', ''], [[k, f'{100*v:.1f} %' if 'share' in k else f'{ms(v)} ms'] for k,v in x.items()])
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--device', default='cpu'); p.add_argument('--seconds', type=float, default=6, help='per side of a comparison')
-    p.add_argument('--only', nargs='*', default=['plain', 'replicas', 'processes', 'data', 'parts']); p.add_argument('--cases', nargs='*', default=list(CASES))
+    p.add_argument('--only', nargs='*', default=PARTS); p.add_argument('--cases', nargs='*', default=list(CASES))
     p.add_argument('--replicas', nargs='*', type=int, default=[1, 2, 4, 8, 16, 32]); p.add_argument('--out')
     a = p.parse_args()
     cuda = a.device != 'cpu'
     r = dict(about=dict(machine=torch.cuda.get_device_name() if cuda else f'one core of {cpu_name()}', cores=os.cpu_count(), torch=torch.__version__, date=time.strftime('%Y-%m-%d')))
     out = Path(a.out or Path(__file__).with_name('cuda.json' if cuda else 'cpu.json'))
-    if out.exists() and not cuda: r = json.loads(out.read_text()) | r if set(a.only) < {'plain', 'replicas', 'processes', 'data', 'parts'} else r
+    if out.exists() and not cuda: r = json.loads(out.read_text()) | r if set(a.only) < set(PARTS) else r
     def do(what, f, cases=(None,)):
         if what not in a.only: return
         got = []
@@ -249,14 +271,15 @@ def main():
         r[what] = got if cases != (None,) else got[0]
         out.write_text(json.dumps(r, indent=1) + '\n')
     do('plain', lambda c: against_plain(c, a.device, a.seconds, 8 if cuda else 1), a.cases)
-    if 'plain' in a.only and 'resnet20-bf16' in a.cases: r['plain'].append(fp32_plain_against_bf16(a.device, a.seconds))
+    do('plain fp32', lambda c: against_fp32(c, a.device, a.seconds), [c for c in a.cases if 'bf16' in c])
     few = [k for k in a.replicas if k <= 8]
     do('replicas', lambda c: side_by_side(c, a.device, a.replicas if cuda or 'lenet' in c else few[:1], a.seconds/2), a.cases)
     if not cuda: do('processes', lambda c: processes(c, a.seconds), [c for c in a.cases if 'vgg' not in c])
+    do('compiled', lambda c: compiled(c, a.device, 8 if cuda else 1, a.seconds), [c for c in a.cases if 'bf16' in c or c == 'resnet20'])
     do('data', lambda c: data_path(c, a.device, a.seconds/2), a.cases)
     do('parts', lambda c: parts(a.device, a.seconds/2))
     out.write_text(json.dumps(r, indent=1) + '\n')
-    print('\n' + report(json.loads(out.read_text(), object_hook=lambda d: {int(k) if k.isdigit() else k: v for k,v in d.items()})))
+    print('\n' + report(load(out)))
 
 
 def cpu_name():

@@ -134,6 +134,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'lth_nb.engine.Weights.collect': ('lib/engine.html#weights.collect', 'lth_nb/engine.py'),
                                'lth_nb.engine.Weights.view': ('lib/engine.html#weights.view', 'lth_nb/engine.py'),
                                'lth_nb.engine._alive': ('lib/engine.html#_alive', 'lth_nb/engine.py'),
+                               'lth_nb.engine._loaders': ('lib/engine.html#_loaders', 'lth_nb/engine.py'),
                                'lth_nb.engine._precisely': ('lib/engine.html#_precisely', 'lth_nb/engine.py'),
                                'lth_nb.engine._stream': ('lib/engine.html#_stream', 'lth_nb/engine.py'),
                                'lth_nb.engine.adam': ('lib/engine.html#adam', 'lth_nb/engine.py'),

@@ -95,6 +95,8 @@ def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages o
 # %% ../nbs/lib/engine.ipynb #e3c79516
 WINDOW = 100
 
+def _loaders(device): return min(16, os.cpu_count()) if device.startswith('cuda') else 0   # processes that decode what is streamed
+
 class Replica:
     "One network in training, entered at step `first` of its recipe."
     def __init__(self, state:dict, data:Dataset, recipe:Recipe,
@@ -104,11 +106,16 @@ class Replica:
         optimizer:str='kept', # 'kept': the state's averages go on; 'fresh': they start from zero
         device:str='cpu',
         hooks=(), # Each may have `gradient(replica)` and `after(replica)`, called within the step: see below
-        driven:bool=None): # None: on a GPU
+        driven:bool=None, # None: on a GPU
+        compiled_net=False): # The network through torch.compile, too: measure first, it costs a minute and rounds differently
         self.network,self.recipe,self.step,self.device,self.hooks = state['network'],recipe,first,device,list(hooks)
         self.diverged = state.get('diverged')
         dtype = PRECISIONS[recipe.precision]
         self.net = module_of(state, device, dtype).train()
+        self.forward = torch.compile(self.net, dynamic=False) if compiled_net else self.net
+        self.seen_before = {n: int(b) - first for n,b in self.net.named_buffers() if n.endswith('num_batches_tracked')}
+        for m in self.net.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.num_batches_tracked = None   # the step says it; one kernel less for each
         self.weights = Weights(self.net, half=recipe.precision == 'bf16')
         names = dict(sgd=('momentum_buffer',)*bool(recipe.momentum), adam=('exp_avg', 'exp_avg_sq'))[recipe.optimizer]
         self.slots = {n: torch.zeros_like(self.weights.vector) for n in names}
@@ -119,7 +126,8 @@ class Replica:
         self.rates = learning_rates(recipe, data).to(device)
         loaded = data.load(device)
         self.resident = isinstance(loaded, Data)
-        self.batches = loaded.batches(recipe.batch, order, recipe.augment, dtype=torch.bfloat16 if recipe.precision == 'bf16' else dtype)
+        self.batches = loaded.batches(recipe.batch, order, recipe.augment, dtype=torch.bfloat16 if recipe.precision == 'bf16' else dtype,
+                                      **({} if self.resident else dict(workers=_loaders(device))))
         self.driven = self.resident and (device.startswith('cuda') if driven is None else driven)
         self.losses = torch.zeros(WINDOW, dtype=torch.float32, device=device)
         if self.driven: self._windows()
@@ -147,7 +155,7 @@ class Replica:
     def backward(self, x:Tensor, y:Tensor)->Tensor: # The loss
         "Forward and backward; the gradient is in `weights.grad`, with what the hooks do to it."
         self.weights.cast()
-        loss = loss_of(self.net(x), y)
+        loss = loss_of(self.forward(x), y)
         self.weights.collect(torch.autograd.grad(loss, self.weights.params))
         for h in self.hooks:
             if hasattr(h, 'gradient'): h.gradient(self)
@@ -262,6 +270,7 @@ class Replica(Replica):   # continued
         if self.diverged is None and not bool(w.vector.isfinite().all()): self._diverge(self.step)
         out = dict(network=self.network, step=self.step, weights=cut(w.vector), slots={k: cut(v) for k,v in self.slots.items()},
             buffers={k: v.detach().to(on, copy=True) for k,v in self.net.named_buffers()}, count=int(self.count))
+        out['buffers'] |= {k: torch.tensor(self.step + v) for k,v in self.seen_before.items()}
         if self.diverged is not None:
             out['diverged'] = self.diverged
             lost = torch.full_like(w.vector, math.nan)
@@ -443,7 +452,8 @@ class Probe:
                     i += self.size
         if i < n:
             with _precisely(_EVALUATION) if on.type == 'cuda' else nullcontext():
-                for x,y in d.evaluation(split, self.size, limit=limit, start=i) if i else d.evaluation(split, self.size, limit=limit):
+                more = dict(start=i) if isinstance(d, Data) else dict(workers=_loaders(on.type))
+                for x,y in d.evaluation(split, self.size, limit=limit, **more):
                     pred = torch.empty(len(y), dtype=torch.int64, device=on)
                     self._batch(x, y, pred)
                     if predictions is not None: predictions[i:i+len(y)] = pred

@@ -327,7 +327,7 @@ def provenance(seconds:float)->dict:
     if d == 'auto': d = 'cuda' if torch.cuda.is_available() else 'cpu'
     name = torch.cuda.get_device_name() if d.startswith('cuda') else platform.machine()
     return dict(date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), seconds=round(seconds, 2), device=d, machine=name,
-                threads=torch.get_num_threads(), lth_nb=__version__, torch=torch.__version__, python=platform.python_version())
+                threads=torch.get_num_threads(), layout='channels_last', lth_nb=__version__, torch=torch.__version__, python=platform.python_version())
 
 # %% ../nbs/lib/experiment.ipynb #83235516
 def value_of(x, store):

@@ -408,6 +408,31 @@ def test_a_probe_is_the_module(images):
     with pytest.raises(ValueError, match='does not fit: '): probe.vector(init.fn(nets.lenet_300_100, 0))
 
 
+def test_streamed_images_train_and_are_measured(tmp_path):
+    "Images that are read from files as they are needed: the same replica twice, stopped and forked; worker processes change nothing."
+    from PIL import Image
+    import numpy as np
+    from lth_nb.data import imagenet
+    g = np.random.default_rng(0)
+    for split,n in (('train', 8), ('val', 3)):
+        for c in 'ab':
+            (tmp_path/split/c).mkdir(parents=True)
+            for i in range(n): Image.fromarray(g.integers(0, 256, (40, 44, 3), dtype=np.uint8)).save(tmp_path/split/c/f'{i}.png')
+    data,net = imagenet(path=tmp_path, size=32),replace(nets.resnet20, classes=2)
+    recipe = Recipe(6, batch=5, lr=.05, augment=True, milestones=())
+    whole,part = (Replica(init.fn(net, 0), data, recipe, 1, 0) for _ in range(2))
+    assert not whole.resident and not whole.driven
+    whole.run(6); part.run(3)
+    fork = Replica(part.state(), data, recipe, 1, 3)
+    fork.batches = data.load().batches(5, 1, True, workers=2)
+    fork.run(6)
+    assert same(fork.state(), whole.state())
+    got,m = evaluate.fn(whole.state(), data),module_of(whole.state()).eval()
+    x,y = (torch.cat(t) for t in zip(*data.load().evaluation('test')))
+    with torch.no_grad(): assert got['test']['loss'] == pytest.approx(float(F.cross_entropy(m(x), y)), rel=1e-4)
+    assert got['test']['n'] == 6 and got['train']['n'] == 16
+
+
 # ------------------------------------------------------------------ on a GPU
 
 cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')]
