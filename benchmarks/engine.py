@@ -108,9 +108,9 @@ def floors(case, device):
 def against_plain(case, device, seconds, many):
     "One replica, and on a GPU several side by side, in turns with the usual script in its best form."
     network,data,recipe = CASES[case]
-    clock = Clock(device)
+    clock = Clock(device)   # in fp32 the script has PyTorch's defaults: convolutions in TF32 on a GPU, which ours are not
     usual,way = plain.best(network, data().load(), recipe, device, seconds, autocast=(recipe.precision == 'bf16',))
-    way['precision'] = recipe.precision
+    way['precision'] = 'tf32 convolutions' if device != 'cpu' and recipe.precision == 'fp32' else recipe.precision
     fs = dict(plain=usual, ours=together([replica(case, device)]))
     if many > 1: fs['ours side by side'] = together([replica(case, device, s) for s in range(many)])
     t = in_turns(clock, fs, seconds)
@@ -127,19 +127,27 @@ def against_fp32(case, device, seconds):
     return dict(case=f'{case} against fp32', seconds=t, replicas=1, ratio=t['plain']/t['ours'], way=way | {'precision': 'fp32'})
 
 
+def free(device):
+    "Bytes left on a GPU when nothing is kept that is not used."
+    gc.collect()
+    if device == 'cpu': return 0
+    torch.cuda.synchronize(); torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
 def side_by_side(case, device, ks, seconds):
     "Replica-steps a second and memory, for more and more replicas in one process."
     floor,rows,reps = floors(case, device),[],[]
+    CASES[case][1]().load(device)
+    before = free(device)
     for k in ks:
-        gc.collect()
-        before = torch.cuda.mem_get_info()[0] if device != 'cpu' else 0
         try:
             while len(reps) < k: reps.append(replica(case, device, len(reps)))
             run = together(reps)
             t = in_turns(Clock(device), dict(ours=run), seconds, 3)['ours']/k
         except torch.OutOfMemoryError: rows.append(dict(replicas=k, seconds=None)); break
-        taken = before - torch.cuda.mem_get_info()[0] if device != 'cpu' else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        rows.append(dict(replicas=k, seconds=t, per_second=1/t, memory=taken + (rows[-1]['memory'] if rows and device != 'cpu' else 0),
+        taken = before - free(device) if device != 'cpu' else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rows.append(dict(replicas=k, seconds=t, per_second=1/t, memory=taken,
                          floors_by_bytes=t/floor['seconds_by_bytes'], floors_by_flop=t/floor['seconds_by_flop']))
     return dict(case=case, floor=floor, rows=rows)
 
@@ -169,8 +177,24 @@ def data_path(case, device, seconds):
     rep = replica(case, device)
     def batches(n):
         for i in range(n): rep.batches[rep.step + i]
+    if rep.lane: batches = recorded(rep)
     t = in_turns(Clock(device), dict(step=together([rep]), data=batches), seconds, 5)
     return dict(case=case, seconds=t, share=t['data']/t['step'])
+
+
+def recorded(rep):
+    "The gather of a step as a CUDA graph of its own, and a new window of rows every hundred."
+    rep.run(1)
+    look = lambda: rep.batches.data.gather(rep.rows.index_select(0, rep.at)[0], rep.crops.index_select(0, rep.at)[0] if rep.crops is not None else None,
+                                           dtype=rep.batches.dtype)
+    rep.at.fill_(0); look(); torch.cuda.synchronize()
+    g = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(g): look()
+    def run(n):
+        for i in range(n):
+            if i % 100 == 0: rep.window = None; rep._enter(i)
+            g.replay()
+    return run
 
 
 def parts(device, seconds):
@@ -258,7 +282,7 @@ def main():
     cuda = a.device != 'cpu'
     r = dict(about=dict(machine=torch.cuda.get_device_name() if cuda else f'one core of {cpu_name()}', cores=os.cpu_count(), torch=torch.__version__, date=time.strftime('%Y-%m-%d')))
     out = Path(a.out or Path(__file__).with_name('cuda.json' if cuda else 'cpu.json'))
-    if out.exists() and not cuda: r = json.loads(out.read_text()) | r if set(a.only) < set(PARTS) else r
+    if out.exists(): r = json.loads(out.read_text()) | r if set(a.only) < set(PARTS) else r
     def do(what, f, cases=(None,)):
         if what not in a.only: return
         got = []

@@ -34,7 +34,7 @@ def philox(counter, # Four int64 tensors or ints of 32-bit words, broadcast agai
 def _together(xs):
     "Ints become tensors on the device of the tensors among `xs`."
     device = next((x.device for x in xs if isinstance(x, Tensor)), 'cpu')
-    return [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.int64, device=device) for x in xs]
+    return [x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.int64, device=device) for x in xs]   # filled there, not copied
 
 # %% ../nbs/lib/data.ipynb #83bc206e
 def _key(seed):
@@ -693,11 +693,17 @@ class StreamBatches(Batches):
     def __init__(self, stream, batch, order, dtype, workers):
         super().__init__(stream, batch, order, False, dtype)
         self.workers, self._next, self._running = workers, None, None
+    def _epoch(self, e):
+        "On the CPU, where the files are read."
+        if e not in self._epochs:
+            while len(self._epochs) > 1: self._epochs.popitem(last=False)
+            self._epochs[e] = permutation(len(self.data.train), self.order, e), None
+        return self._epochs[e]
     def _items(self, step):
         n = len(self.data.train)
         while True:
             at = step * self.batch
-            yield [(int(i), (at + j) // n, self.order) for j, i in enumerate(self.indices(step)[0])]
+            yield [(i, (at + j) // n, self.order) for j, i in enumerate(self.indices(step)[0].tolist())]
             step += 1
     def __getitem__(self, step):
         if step != self._next: self._running = iter(self.data.loader(self.data.train, self._items(step), self.workers))

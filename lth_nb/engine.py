@@ -7,7 +7,7 @@ __all__ = ['WINDOW', 'STREAMS', 'network_of', 'module_of', 'loss_of', 'Weights',
            'Trace', 'Lane', 'device_of', 'Probe', 'reestimate']
 
 # %% ../nbs/lib/engine.ipynb #b4fbd62f
-import math, os, warnings
+import gc, math, os, warnings, weakref
 from collections import deque
 from contextlib import contextmanager, nullcontext
 os.environ.setdefault('CUDA_DEVICE_MAX_CONNECTIONS', '32')   # as many hardware queues as streams
@@ -95,7 +95,7 @@ def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages o
 # %% ../nbs/lib/engine.ipynb #e3c79516
 WINDOW = 100
 
-def _loaders(device): return min(16, os.cpu_count()) if device.startswith('cuda') else 0   # processes that decode what is streamed
+def _loaders(device): return min(4, os.cpu_count()) if device.startswith('cuda') else 0   # processes that decode what is streamed
 
 class Replica:
     "One network in training, entered at step `first` of its recipe."
@@ -219,9 +219,14 @@ def compiled(f):
     "`f` through torch.compile, made once a process and shared by all replicas; `f` itself where that does not work here."
     if f not in _compiled:
         c = torch.compile(f, dynamic=False)
+        from torch._dynamo import config
+        many = config.patch(recompile_limit=1<<16, accumulated_recompile_limit=1<<16)   # one for each length and setting
         def attempt(*args):
-            try: return c(*args)
+            try:
+                with many: return c(*args)
+            except torch.OutOfMemoryError: raise
             except Exception as e:   # no C compiler, no Triton
+                if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing(): raise
                 warnings.warn(f'torch.compile does not work here ({type(e).__name__}: {str(e)[:100]}); {f.__name__} runs as single kernels', stacklevel=2)
                 _compiled[f] = f
                 return f(*args)
@@ -230,6 +235,8 @@ def compiled(f):
 
 # %% ../nbs/lib/engine.ipynb #f80a4e11
 class Replica(Replica):   # continued
+    def __del__(self): # what a stream still writes to is not given back before it has done so
+        if (lane := self.__dict__.get('lane')) and hasattr(lane, 'stream'): lane.stream.synchronize()
     def pump(self, until:int # A step
         )->bool: # Whether it is reached
         "Some more of the way to `until`."
@@ -290,7 +297,7 @@ class Trace:
     def after(self, rep):
         if self.table is None: self.begin(rep)
         row = torch.stack([m(rep).detach().float().view(()) for m in self.measures.values()])[None]
-        at = rep.t - self.first if rep.driven else torch.tensor([rep.step - self.first])
+        at = rep.t - self.first if rep.driven else torch.full((1,), rep.step - self.first, device=self.table.device)
         self.table.index_copy_(0, at, row)
     def values(self)->dict: # {name: float32 [steps]}, NaN where no step was taken
         return dict(zip(self.measures, self.table.cpu().unbind(1)))
@@ -306,6 +313,15 @@ def _precisely(recipe):
     try: yield
     finally: cudnn.allow_tf32,matmul.allow_tf32,cudnn.benchmark,cudnn.deterministic = kept
 
+@contextmanager
+def _uncollected():
+    "No garbage collection: a graph that is thrown away while another is recorded spoils it."
+    on = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if on: gc.enable()
+
 STREAMS = 8
 _streams = {}
 def _stream(device):
@@ -318,7 +334,7 @@ def _stream(device):
 class Lane:
     "A replica on a CUDA stream: its step as a graph, and the windows that are under way."
     def __init__(self, rep):
-        self.rep,self.flight,self.sent,self.replay = rep,deque(),rep.step,None
+        self.rep,self.flight,self.sent,self.replay = weakref.proxy(rep),deque(),rep.step,None   # no cycle: memory goes with the replica
         self.stream = _stream(rep.device)
         self.stream.wait_stream(torch.cuda.current_stream(rep.device))
         self.finite = [torch.zeros(WINDOW, dtype=torch.bool).pin_memory() for _ in range(2)]   # of the two windows under way
@@ -329,7 +345,7 @@ class Lane:
         "`n` driven steps as one call."
         torch.cuda.synchronize()
         g = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(g, stream=self.stream, capture_error_mode='thread_local'):
+        with _uncollected(), torch.cuda.graph(g, stream=self.stream, capture_error_mode='thread_local'):
             for _ in range(n): self.rep.driven_step()
         return g.replay
     def prepare(self):
@@ -407,8 +423,10 @@ class Probe:
         return torch.cat([lined_up(have[n].detach().to(self.flat)) for n in self.parts])
     def put(self, vector:Tensor): self.flat.copy_(vector); return self
     def lerp(self, a:Tensor, b:Tensor, alpha:float): torch.lerp(a, b, alpha, out=self.flat); return self
-    @torch.no_grad()
-    def reestimate(self, n:int=2000, size:int=500): reestimate(self.net, self.data, n, size); return self
+    def reestimate(self, n:int=2000, size:int=500):
+        with self._exactly(): reestimate(self.net, self.data, n, size)
+        return self
+    def _exactly(self): return _precisely(_EVALUATION) if self.data.device.type == 'cuda' else nullcontext()
 
     def _batch(self, x, y, pred):
         z = self.net(x).float()
@@ -422,16 +440,15 @@ class Probe:
             at,pred = torch.zeros((), dtype=torch.int64, device=on),torch.zeros(self.size, dtype=torch.int64, device=on)
             rows = torch.arange(self.size, device=on)
             def go(): self._batch(*self.data.gather(rows + at, None, split), pred)
-            kept,side = self.totals.clone(),torch.cuda.Stream(on)
+            kept,side,g = self.totals.clone(),torch.cuda.Stream(on),torch.cuda.CUDAGraph()
             side.wait_stream(torch.cuda.current_stream(on))
-            with torch.cuda.stream(side):
+            with torch.cuda.device(on), torch.cuda.stream(side):
                 for _ in range(3): go()
-            side.synchronize()
-            g = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(g, capture_error_mode='thread_local'): go()
+                side.synchronize()
+                with _uncollected(), torch.cuda.graph(g, stream=side, capture_error_mode='thread_local'): go()
             self.totals.copy_(kept)
-            self.graph[split] = g,at,pred
-        g,at,pred = self.graph[split]
+            self.graph[split] = g,at,pred,rows   # all that the graph reads must live as long
+        g,at,pred,_ = self.graph[split]
         at.fill_(i); g.replay()
         return pred
     @torch.no_grad()
@@ -444,14 +461,12 @@ class Probe:
         n = limit or len(getattr(d, split))
         graphs = on.type == 'cuda' and isinstance(d, Data)
         i = 0
-        if graphs:
-            with _precisely(_EVALUATION):
-                while i + self.size <= n:
-                    pred = self._replay(split, i)
-                    if predictions is not None: predictions[i:i+self.size] = pred
-                    i += self.size
-        if i < n:
-            with _precisely(_EVALUATION) if on.type == 'cuda' else nullcontext():
+        with self._exactly():
+            while graphs and i + self.size <= n:
+                pred = self._replay(split, i)
+                if predictions is not None: predictions[i:i+self.size] = pred
+                i += self.size
+            if i < n:
                 more = dict(start=i) if isinstance(d, Data) else dict(workers=_loaders(on.type))
                 for x,y in d.evaluation(split, self.size, limit=limit, **more):
                     pred = torch.empty(len(y), dtype=torch.int64, device=on)

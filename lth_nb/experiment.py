@@ -9,7 +9,7 @@ __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', '
            'figure', 'mean_interval', 'decide', 'table']
 
 # %% ../nbs/lib/experiment.ipynb #81e44f6b
-import atexit, dataclasses, hashlib, inspect, json, math, os, platform, shutil, sys, tempfile, time, uuid, zlib
+import atexit, dataclasses, gc, hashlib, inspect, json, math, os, platform, shutil, sys, tempfile, time, uuid, zlib
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -475,7 +475,7 @@ class Fleet:
     def __init__(self, most:int=1, # Calls side by side
         free=None, # () -> bytes of memory that are left on the device
         device=None):
-        self.most,self.free,self.device,self.need,self.told = most,free,device,0,False
+        self.most,self.free,self.device,self.need,self.told,self.asked = most,free,device,0,False,-math.inf
         self.waiting,self.running = deque(),[]
     def submit(self, call:Callable # Gives a generator, as `turns` does
         )->Future:
@@ -485,7 +485,12 @@ class Fleet:
         "Whether one more call may begin. The first always may."
         if not self.running: return True
         if len(self.running) >= self.most: return False
-        if self.free is None or self.free() > 1.2*self.need + 2**30: return True
+        enough = lambda: self.free is None or self.free() > 1.2*self.need + 2**30
+        if enough(): return True
+        if time.monotonic() > self.asked + 1:   # what ended calls have left in PyTorch's hands
+            self.asked = time.monotonic()
+            _give_back()
+            if enough(): return True
         if not self.told: print(f'{len(self.running)} calls side by side: each takes up to {self.need/2**30:.2f} GiB, {self.free()/2**30:.2f} GiB are left', flush=True)
         self.told = True
         return False
@@ -513,21 +518,25 @@ class Fleet:
         try:
             r[3] = _turn(gen, work)
             return False
-        except StopIteration as e: f.set_result(e.value)
-        except torch.OutOfMemoryError as e:
-            if len(self.running) > 1: self._retreat(r); return False
-            f.set_exception(e)
-        except Exception as e: f.set_exception(e)
+        except StopIteration as e: f.set_result(e.value); short = None
+        except torch.OutOfMemoryError as e: short = str(e)   # the traceback would hold on to the memory
+        except Exception as e: f.set_exception(e); short = None
         self.running.remove(r)
-        return True
-    def _retreat(self, r):
-        "Out of memory beside others: this call begins again, from what it has stored, when another has ended."
-        self.running.remove(r)
-        self.most = len(self.running)
-        self.waiting.appendleft((r[0], r[1]))
-        r[2].close()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()
+        if not short: return True
+        gen.close()
+        r[2:] = [None, None]
+        del gen,work
+        _give_back()
+        if not self.running: f.set_exception(torch.OutOfMemoryError(short)); return True
+        self.most = len(self.running)   # it begins again, from what it has stored, when another has ended
+        self.waiting.appendleft((f, call))
         print(f'out of memory: from here on {self.most} calls side by side', flush=True)
+        return False
+
+def _give_back():
+    "Memory of what has ended, back to the device."
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.synchronize(); torch.cuda.empty_cache()
 
 # %% ../nbs/lib/experiment.ipynb #117ed910
 class Progress:
@@ -557,7 +566,7 @@ class Progress:
         self.said = now
         rate,left = self.speed()
         how = ', '.join([f'{rate:,.0f} steps/s']*bool(rate) + [f'about {left:.0f} s left']*(left == left and not last) + [self.comment]*bool(self.comment))
-        if self.bar is None: print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s: {how}', flush=True)
+        if self.bar is None: print(f'{self.n}/{self.total} calls, {now - self.start:.0f} s' + f': {how}'*bool(how), flush=True)
         else: self.bar.comment = how; self.bar.update_bar(self.n)
 
 # %% ../nbs/lib/experiment.ipynb #6b3dcf31

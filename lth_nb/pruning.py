@@ -29,7 +29,7 @@ def lowest(magnitude:Tensor, # Non-negative scores, one dimension
 # %% ../nbs/lib/pruning.ipynb #6b5e87b9
 def dense_mask(weights:dict # {name: weight} of the prunable layers
     )->dict: # {name: all True}
-    return {k: torch.ones(w.shape, dtype=torch.bool) for k,w in weights.items()}
+    return {k: torch.ones(w.shape, dtype=torch.bool, device=w.device) for k,w in weights.items()}
 
 def magnitude_mask(weights:dict, # {name: weight} of the prunable layers
     fraction:float, # Of the surviving, not exempt weights
