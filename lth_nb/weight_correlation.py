@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RATES', 'MASKS', 'KINDS', 'FIG_1', 'FIG_3', 'PAPER_DENSE', 'PAPER_BEST_TICKET', 'FIG_2', 'PS', 'FIG_4', 'TAB_Z',
-           'FIG_5', 'FIG_6', 'FIG_7', 'FIG_ADMM', 'PAPER_TABLE_1', 'TAB_1', 'FIG_13', 'GRID', 'FIG_ALONG',
-           'TAB_NOTIONS', 'FIG_LAYERS', 'Case', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases',
-           'cases', 'dense', 'sparse', 'path', 'iterative', 'admm_run', 'mask_of', 'under', 'accuracy', 'accuracies',
+           'FIG_5', 'FIG_6', 'FIG_7', 'FIG_ADMM', 'PAPER_TABLE_1', 'TAB_1', 'FIG_13', 'GRID', 'FIG_ALONG', 'FIG_LAYERS',
+           'TAB_NOTIONS', 'Case', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases',
+           'dense', 'sparse', 'path', 'iterative', 'admm_run', 'mask_of', 'under', 'accuracy', 'accuracies',
            'dense_accuracy', 'acc', 'portrait', 'pruned_layers', 'ratios', 'along', 'copies', 'notions', 'prize',
            'sanity_verdict', 'explorer', 'together', 'within', 'wins', 'wc1', 'wc2', 'wc3', 'wc4', 'wc5', 'wc6',
            'ledger']
@@ -221,8 +221,9 @@ def _plan_notations(scale):
 
 def _map(ax, v): # a layer as an image, pruned places left empty
     w = np.where(np.array(v['keep']) == 1, np.array(v['w']), np.nan)
-    ax.imshow(w, cmap='RdBu', vmin=-np.nanmax(np.abs(w)), vmax=np.nanmax(np.abs(w)), interpolation='nearest')
-    ax.set(xticks=[], yticks=[])
+    colors = plt.get_cmap('RdBu').copy(); colors.set_bad('#b4b4b4')
+    ax.imshow(w, cmap=colors, vmin=-np.nanmax(np.abs(w)), vmax=np.nanmax(np.abs(w)), interpolation='nearest')
+    ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
 
 _ROWS = 'pretraining', 'sparse training: winning ticket', 'sparse training: random re-init', 'pruning and fine-tuning'
 
@@ -250,7 +251,7 @@ def _draw_scenarios(values, scale, p=.5):
         one = lambda w: w.abs() >= w.abs()[keep.bool()].sort(descending=True).values[s['top'][0] - 1]
         code = torch.where(keep.bool(), 1 + one(wa).int() + 2*one(wb).int(), 0).numpy()   # 1 neither, 2 first, 3 second, 4 both
         ax.imshow(code, cmap=plt.matplotlib.colors.ListedColormap(['none', '#8181814d', '#6162cf', '#00aa68', '#e67116']), vmin=-.5, vmax=4.5, interpolation='nearest')
-        ax.set(xticks=[], yticks=[], title=f'{a} and {b}', xlabel=f'{s["hits"][0]} of {s["top"][0]} shared: {s["hits"][0]/s["top"][0]:.2f}')
+        ax.set(xticks=[], yticks=[], title=f'{a} and {b}', xlabel=f'{s["hits"][0]} of {s["top"][0]} shared: {s["hits"][0]/s["top"][0]:.2f}'); ax.spines[:].set_visible(False)
     scale_note(fig, f'Scale {scale}, {name}, last layer: in the larger half of the first (violet), of the second (green), of both (orange), of neither (grey); pruned (empty)')
     return fig
 
@@ -274,6 +275,7 @@ def _curves(ax, c, curves, labels, dense=None, paper=None):
         if not np.isnan(cols).all(): band(ax, [100*s for s in by_s], cols, label=labels[k], color=_COLORS[k])
     if paper: ax.axhline(paper, color=INK, ls='--', lw=1, label='paper, dense')
     ax.set(xlabel='sparsity (%)', ylabel='test accuracy (%)')
+    if curves: ax.set_xticks([100*s for s in next(iter(curves.values()))], [f'{100*s:.0f}' for s in next(iter(curves.values()))])
     if ax.lines: ax.legend(fontsize=6)
 
 def _plan_property(c):
@@ -356,13 +358,13 @@ def _panels_finetuning(c, v):
                     ax.bar(x + .38*j - .19, R.mean(), .36, color=_COLORS[start], label=None if x else label, yerr=R.std(ddof=1) if len(R) > 1 else None, ecolor=INK)
                     sd = 100*float(null(pruned_layers(c, next(o for o in vs if o)))[1][0])
                     ax.fill_between([x - .4, x + .4], 20 - 2*sd, 20 + 2*sd, color=INK, alpha=.25, lw=0, zorder=3)
-            if ax.patches: ax.axhline(20, color=INK, ls='--', lw=1); ax.legend(fontsize=6); ax.set_xticks(range(len(c.at)), [f'{100*s:.0f}' for s in c.at])
+            if ax.patches: ax.axhline(20, color=INK, ls='--', lw=1); ax.legend(fontsize=6, ncols=2, loc='upper right'); ax.set_ylim(0, 1.2*ax.get_ylim()[1]); ax.set_xticks(range(len(c.at)), [f'{100*s:.0f}' for s in c.at])
             ax.set(xlabel='sparsity (%)', ylabel='$R_{20\\%}$ with $(\\theta_T \\odot m)_T$ (%)')
         return f
     return {**{f'{_title(c)}, lr {c.lr(r):g}': left(r, j) for j,r in enumerate(RATES)}, **{f'{c.name}, lr {c.lr(r):g}': right(r) for r in RATES}}
 
 FIG_5 = figure('weight_correlation/figure-5', 'Fine-tuning, and correlation of sparse networks', 'WC Figure 5; appendix C and D Figures 3 to 6',
-    plan=lambda scale: _planned(scale, _plan_finetuning, _swept), draw=lambda values, scale: _sheet(values, scale, _panels_finetuning, cols=4, size=(2.9, 2.5)))
+    plan=lambda scale: _planned(scale, _plan_finetuning, _swept), draw=lambda values, scale: _sheet(values, scale, _panels_finetuning, cols=2, size=(3.7, 2.5)))
 
 # %% ../nbs/04_weight_correlation.ipynb #cc0b211b
 def _plan_masks(c): return dict(dense=dense_accuracy(c, 'high'), **{how: {k: accuracies(c, 'high', how, k) for k in KINDS} for how in c.masks})
@@ -464,16 +466,6 @@ def _panels_along(c, v, p=.2):
                 sd = 100*float(null(pruned_layers(c, runs[0][0]))[1][j])
         if ax.lines: ax.axhspan(100*p - 2*sd, 100*p + 2*sd, color=INK, alpha=.25, lw=0); ax.legend(fontsize=6)
         ax.set(xlabel='step', ylabel='$R_{20\\%}$ with the first weights (%)', ylim=(0, 103))
-    def layers(r):
-        def f(ax):
-            if runs := [x for x in v[r]['dense'] if x]:
-                names = list(runs[0][0]['layers'])
-                for n in names[:: max(1, len(names)//5)]:
-                    R = np.array([[100*indicator(o, n)[j] for o in run] for run in runs])
-                    ax.plot(_steps(c), R.mean(0), label=f"{n.removesuffix('.weight')} ({runs[0][0]['layers'][n]['n']:,})")
-                ax.axhline(100*p, color=INK, ls='--', lw=1); ax.legend(fontsize=5)
-            ax.set(xlabel='step', ylabel='$R_{20\\%}$ of a layer (%)', ylim=(0, 103))
-        return f
     def barrier(ax):
         for r in RATES:
             ys = [[instability(l) if l else math.nan for l in ls] for ls in v[r]['lines'].values()]
@@ -483,10 +475,40 @@ def _panels_along(c, v, p=.2):
     out = {f'{_title(c)}: dense': lambda ax: curve(ax, 'dense')}
     if c.read: out[f'{c.name}: ticket, {100*c.judged:.0f} % pruned'] = lambda ax: curve(ax, 'ticket')
     if c.ks: out[f'{c.name}: copies of the dense network'] = barrier
-    return out | {f'{c.name}: layers, lr {c.lr(r):g}': layers(r) for r in RATES}
+    return out
 
 FIG_ALONG = figure('weight_correlation/along', 'Correlation and instability along training', 'not in the paper',
-    plan=lambda scale: _planned(scale, _plan_along), draw=lambda values, scale: _sheet(values, scale, _panels_along, cols=5, size=(2.7, 2.5)))
+    plan=lambda scale: _planned(scale, _plan_along), draw=lambda values, scale: _sheet(values, scale, _panels_along))
+
+# %% ../nbs/04_weight_correlation.ipynb #4826cc64
+def _panels_layers(c, v, p=.2):
+    j = GRID.index(p)
+    def layers(r):
+        def f(ax):
+            if runs := [x for x in v[r]['dense'] if x]:
+                names = list(runs[0][0]['layers'])
+                for n in names[::math.ceil(len(names)/5)]:
+                    R = np.array([[100*indicator(o, n)[j] for o in run] for run in runs])
+                    ax.plot(_steps(c), R.mean(0), label=f"{n.removesuffix('.weight')} ({runs[0][0]['layers'][n]['n']:,})")
+                ax.axhline(100*p, color=INK, ls='--', lw=1); ax.legend(fontsize=5)
+            ax.set(xlabel='step', ylabel='$R_{20\\%}$ of a layer (%)', ylim=(0, 103))
+        return f
+    def bars(ax):
+        for q,r in enumerate(RATES):
+            if not (runs := [x for x in v[r]['dense'] if x]): continue
+            names = list(runs[0][-1]['layers'])
+            R = np.array([[100*indicator(x[-1], n)[j] for n in names] for x in runs])
+            ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}')
+            for k,n in enumerate(names if not q else ()):
+                s = 100*float(null(runs[0][-1], n)[1][j])
+                ax.fill_between([k - .42, k + .42], max(0, 100*p - 2*s), 100*p + 2*s, color=INK, alpha=.3, lw=0, zorder=3)
+            ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)
+        ax.set(xlabel='layer', ylabel='$R_{20\\%}(\\theta_0, \\theta_T)$ (%)', ylim=(0, 120))
+        if ax.patches: ax.legend(fontsize=6, ncols=2, loc='upper right')
+    return {f'{_title(c)}: at the end': bars, **{f'{c.name}: on the way, lr {c.lr(r):g}': layers(r) for r in RATES}}
+
+FIG_LAYERS = figure('weight_correlation/layers', 'Correlation layer by layer', 'not in the paper', plan=lambda scale: _planned(scale, _plan_along),
+    draw=lambda values, scale: _sheet(values, scale, _panels_layers))
 
 # %% ../nbs/04_weight_correlation.ipynb #9d3cb4f9
 def _plan_notions(c):
@@ -539,7 +561,7 @@ def _rows_notions(values, scale):
             if not len(x['accuracy']): continue
             row = {'ticket of': f'{c.name}, {100*c.judged:.0f} % pruned', 'lr': c.lr(r), 'accuracy': _pm(x['accuracy']), 'gained by rewinding': _pm(x['rewinding']),
                 'instability': _pm(x['instability']), 'lead over re-init': _pm(x['lead']), 'lacks to dense, same lr': _pm(x['lacks']),
-                'to the better lr': _pm(better - x['accuracy']), 'R at p = 20 %': _pm(x['R']), 'z': _pm(x['z']), 'prize': prize(found)}
+                'to the better lr': _pm(better - x['accuracy']), 'R at p = 20 %': _pm(x['R']), 'z': _pm(x['z']), 'prize by conditions 3 to 5': prize(found)}
             if (s := sanity_verdict(c, found)) is not None: row['verdict of Sanity checks'] = s
             rows.append(row)
     return beside(rows, caption=f'Points of test accuracy or error, R in %; mean ± standard deviation over initialisations. Scale {scale}')
@@ -571,7 +593,7 @@ def explorer(scale:str=None, case:str=None):
             if not ax.patches: empty(ax, 'not computed yet'); return fig
             for k,s in enumerate(sd): ax.fill_between([k - .42, k + .42], 100*p - 2*s, 100*p + 2*s, color=INK, alpha=.3, lw=0, zorder=3)
             ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)
-            ax.set(xlabel='layer', ylabel=f'$R_p$ at p = {100*p:g} % (%)', ylim=(0, 103), title=f'{_title(c)}, {at if isinstance(at, str) else f"step {at}"}'); ax.legend(fontsize=6)
+            ax.set(xlabel='layer', ylabel=f'$R_p$ at p = {100*p:g} % (%)', ylim=(0, 120), title=f'{_title(c)}, {at if isinstance(at, str) else f"step {at}"}'); ax.legend(fontsize=6, ncols=2, loc='upper right')
         return fig
     try: import ipywidgets as w
     except ImportError: return picture(.2, c.looks[-1])
@@ -584,26 +606,6 @@ def explorer(scale:str=None, case:str=None):
     for x in (p, at): x.observe(redraw, 'value')
     redraw()
     return w.VBox([w.HBox([p, at]), out])
-
-# %% ../nbs/04_weight_correlation.ipynb #b5c2df04
-def _draw_layers(values, scale, p=.2):
-    def panels(c, v):
-        def f(ax):
-            for q,r in enumerate(RATES):
-                if not (runs := [x for x in v[r]['dense'] if x]): continue
-                names = list(runs[0][-1]['layers'])
-                R = np.array([[100*indicator(x[-1], n)[GRID.index(p)] for n in names] for x in runs])
-                ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}')
-                for k,n in enumerate(names if not q else ()):
-                    s = 100*float(null(runs[0][-1], n)[1][GRID.index(p)])
-                    ax.fill_between([k - .42, k + .42], 100*p - 2*s, 100*p + 2*s, color=INK, alpha=.3, lw=0, zorder=3)
-                ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)
-            ax.set(xlabel='layer', ylabel='$R_{20\\%}(\\theta_0, \\theta_T)$ (%)', ylim=(0, 103))
-            if ax.patches: ax.legend(fontsize=6)
-        return {_title(c): f}
-    return _sheet(values, scale, panels, size=(3.7, 2.6), cols=2)
-
-FIG_LAYERS = figure('weight_correlation/layers', 'Correlation layer by layer', 'not in the paper', plan=lambda scale: _planned(scale, _plan_along), draw=_draw_layers)
 
 # %% ../nbs/04_weight_correlation.ipynb #ec2aecac
 def together(verdicts:dict, # {name: Verdict}
