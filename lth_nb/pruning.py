@@ -298,7 +298,7 @@ def admm(start, data, recipe:Recipe, # The training within which W is pulled
             with quiet(): pull.stage(rhos[edges.index(rep.step)])
         yield partial(rep.pump, s)
         if rep.diverged is not None: raise ValueError(f'ADMM diverged at step {rep.diverged}: a lower learning rate than {recipe.lr:g}, or smaller rhos than {rhos}, would help')
-        with quiet(): trace.append(dict(step=s, rho=float(pull.rho.max()), **pull.update()))
+        with quiet(): trace.append(dict(step=s, rho=rhos[max(j for j,e in enumerate(edges[:-1]) if e < s)], **pull.update()))
         shelf.pause(lambda: dict(state=rep.state(), trace=trace, z=pull.z, u=pull.u, rho=pull.rho))
     state = rep.state()
     mask = magnitude_mask(prunable_weights(state), sparsity, None, scope, tuple(exempt))
