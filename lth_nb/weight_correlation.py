@@ -545,11 +545,16 @@ def prize(found:dict, # What `notions` gives
 
 # %% ../nbs/04_weight_correlation.ipynb #a274b277
 def sanity_verdict(c:Case, found:dict)->str|None:
-    """OPTIONAL: the verdict of the chapter on sanity checks, where it is installed and offers `jackpot_verdict(dense, ticket, reinit, sparsity)`
-    (each {learning rate: [accuracies]}). None without it; then `prize` stands alone."""
-    try: from lth_nb.sanity_checks import jackpot_verdict
+    """OPTIONAL column: the verdict of the chapter on sanity checks, if `lth_nb.sanity_checks.judge` is there, from the same accuracies. None without it.
+    There is no small dense network among these runs, so its condition 2 stays open."""
+    try: from lth_nb.sanity_checks import judge
     except ImportError: return None
-    return str(jackpot_verdict(*({c.lr(r): list(map(float, x[k])) for r,x in found.items()} for k in ('dense', 'accuracy', 'reinit')), c.judged))
+    runs = dict(dense='dense', accuracy='LT-IMP', reinit='RR-IMP')
+    rows = [dict(run=runs[k], lr=c.lr(r), seed=i, sparsity=c.judged, accuracy=float(a)) for r,x in found.items() for k in runs for i,a in enumerate(x[k])]
+    if not rows: return None
+    prize = judge(rows, c.judged)
+    word = {True: 'yes', False: 'no', None: 'open'}
+    return f'{prize} ({", ".join(f"{q.n} {word[q.holds]}" for q in prize.conditions)})'
 
 def _rows_notions(values, scale):
     rows,by = [],{c.name: c for c in cases(scale)}
