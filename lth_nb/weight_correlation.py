@@ -96,11 +96,13 @@ def cpu_cases()->list[Case]:
 def quick_cases()->list[Case]:
     "Stand-ins on MNIST-1D, minutes on two cores."
     T,d = 1000,mnist1d()
-    common = dict(rounds=(.3, .5, .7, .8, .9), read=(.5, .7, .8, .9), rhos=(1e-2, 1e-1, 1.), every=25, rewind=67, ks=(0, 100, 400),
-                  looks=(0, 10, 25, 62, *range(125, T + 1, 125)), seeds=3, note='MNIST-1D, 1,000 steps, 3 initialisations')
+    common = dict(rounds=(.3, .5, .7, .8, .9), rhos=(1e-2, 1e-1, 1.), every=25, rewind=67, ks=(0, 100, 400),
+                  looks=(0, 10, 25, 62, *range(125, T + 1, 125)))
+    note = lambda n: dict(seeds=n, note=f'MNIST-1D, 1,000 steps, {n} initialisations')
     conv = Case('Conv', nets.mnist1d_conv, d, _recipe(T, '', lr=.5, batch=32), .02, admm=Recipe(800, batch=32, lr=.02, weight_decay=1e-4),
-                exempt=_first(nets.mnist1d_conv), like='ResNet-20', **common)
-    mlp = Case('MLP', nets.mnist1d_mlp, d, _recipe(T, '', lr=.1, batch=32), .01, admm=Recipe(800, batch=32, lr=.01, weight_decay=1e-4), like='VGG-11', **common)
+                exempt=_first(nets.mnist1d_conv), read=(.5, .7, .8, .9), like='ResNet-20', **note(5), **common)
+    mlp = Case('MLP', nets.mnist1d_mlp, d, _recipe(T, '', lr=.1, batch=128), .02, admm=Recipe(800, batch=128, lr=.02, weight_decay=1e-4),
+               read=(.5, .7, .9), like='VGG-11', **note(3), **common)
     return [conv, mlp]
 
 def smoke_cases()->list[Case]:
