@@ -185,8 +185,10 @@ def _title(c): return f'{c.name} (for {c.like})' if c.like else c.name
 
 def _caption(fig, values, scale):
     by = {c.name: c for c in cases(scale)}
-    notes = dict.fromkeys(by[n].note for n,v in values.items() if by[n].note and not isinstance(v, Needs))
-    scale_note(fig, f'Scale {scale}' + (f' ({"; ".join(notes)})' if notes else '') + '; bands are standard deviations')
+    notes,shown = {},[n for n,v in values.items() if not isinstance(v, Needs)]
+    for n in shown: notes.setdefault(by[n].note, []).append(n)
+    said = '; '.join((f'{", ".join(ns)}: ' if len(ns) < len(shown) else '') + t for t,ns in notes.items() if t)
+    scale_note(fig, f'Scale {scale}' + (f' ({said})' if said else '') + '; bands are standard deviations')
 
 def _sheet(values, scale, panels, size=(3.3, 2.6), cols=3):
     "`panels(case, values)` gives {title: draw(ax)}; what cannot be had says so."

@@ -2,6 +2,7 @@
 import math, time
 
 import numpy as np, pytest, torch
+from conftest import ROOT
 from lth_nb import weight_correlation as wc
 from lth_nb.data import mnist1d
 from lth_nb.experiment import FIGURES, Needs, Store, Verdict, compute, missing
@@ -243,6 +244,20 @@ def test_prizes():
     assert wc.prize(dict(low=at(90, 90, 85), high=at(95, 88, 89))) == 'secondary prize'
     assert wc.prize(dict(low=at(90, 90, 85), high=at(95, 90, 90))).startswith('none: no lead')
     assert wc.prize(dict(low=at(95, 90, 85), high=at(95, 90, 85))) == 'none: below dense'
+
+
+def test_published_quick():
+    "The numbers behind the chapter's figures are all there, and say what the chapter says of its main stand-in."
+    s = Store(ROOT/'nbs/results')
+    if not s.paths('correlation'): pytest.skip('no published results yet')
+    for f in CHAPTER:
+        there,wanted = f.count('quick', store=s)
+        assert there == wanted, f'{f.id}: {there} of {wanted}'
+    v = wc.FIG_4.values('quick', store=s, stored=True)
+    c = wc.cases('quick')[0]
+    low,high = (wc.ratios(c, v[c.name][r])[:, 1].mean() for r in ('low', 'high'))
+    assert low > 50 and 18 < high < 28
+    assert wc.wc2(v, 'quick').holds is True
 
 
 def test_smoke(store, monkeypatch):
