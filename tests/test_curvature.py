@@ -125,7 +125,7 @@ def test_agrees_with_curvlinops(network, batchnorm):
     curvlinops = pytest.importorskip('curvlinops')
     H = Hessian(init.fn(network, seed=1), DATA, batchnorm=batchnorm, dtype=torch.float64)
     net = module_of(init.fn(network, seed=1), dtype=torch.float64).eval()
-    op = curvlinops.HessianLinearOperator(net, torch.nn.CrossEntropyLoss(), dict(net.named_parameters()), H.batches, check_deterministic=False)
+    op = curvlinops.HessianLinearOperator(net, torch.nn.CrossEntropyLoss(), list(net.parameters()), H.batches, check_deterministic=False)
     v = H.start(5)
     assert torch.allclose(torch.as_tensor(op @ v), H @ v, atol=1e-9, rtol=1e-7)
     full = torch.as_tensor(op @ torch.eye(H.n, dtype=torch.float64))
