@@ -16,17 +16,17 @@ __all__ = ['FIG_1', 'FIG_H', 'TAB_H', 'FIG_3', 'SCOPES', 'PERTURBATIONS', 'BASEL
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 import math, time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch import Tensor
 from . import networks as nets
 from .curvature import product_cost, recorded, share, smoothed, spectrum
 from .data import Dataset, blurred, cifar10, mnist1d, random_labels, rotations
 from .engine import WINDOW, Replica, Trace, device_of
-from .experiment import Node, Verdict, compute, decide, figure, mean_interval, step
+from .experiment import Node, Verdict, compute, decide, figure, step
 from .networks import Network, init_std
 from .plotting import COLORS, INK, band, beside, categorical_steps, empty, grid, scale_note, style
-from .pruning import imp, kept, prunable_weights, remaining, shuffle_mask
+from .pruning import imp, prunable_weights, remaining, shuffle_mask
 from .recipes import Recipe, steps
 from .settings import settings
 from .training import evaluate, init, network_of, train
@@ -185,7 +185,8 @@ def saturation(ks, accuracies, # Rewinding steps; accuracies [seeds, ks]
         return float(np.expm1(x[j-1] + (x[j] - x[j-1])*(part*gain.max() - gain[j-1])/(gain[j] - gain[j-1])))
     rng = np.random.default_rng(0)
     again = np.array([first(a[rng.integers(0, len(a), len(a))].mean(0)) for _ in range(resamples)])
-    return first(a.mean(0)), *(float(q) for q in np.nanquantile(again, (.025, .975)))
+    again = again[np.isfinite(again)]
+    return first(a.mean(0)), *(map(float, np.quantile(again, (.025, .975))) if len(again) else (math.nan, math.nan))
 
 # %% ../nbs/01_early_phase.ipynb #c8bf30fc
 def saturations(values, scale, levels=None)->dict: # {study: (k, low, high)}
@@ -204,8 +205,8 @@ def spectra(s:Study)->dict: # {step: [seeds]}
 def _draw_spectra(axs, s, v):
     v = {k: [x for x in xs if x] for k,xs in v.items()}
     if not any(v.values()): return [empty(ax, 'not computed yet') for ax in axs]
-    ends,top = axs[-1],len(v)
-    for j,(ax,(k,xs)) in enumerate(zip(axs, v.items())):
+    ends = axs[-1]
+    for ax,(k,xs) in zip(axs, v.items()):
         if not xs: empty(ax, 'not computed yet'); continue
         lo,hi = min(x['lowest'] for x in xs),max(x['highest'] for x in xs)
         w = .01*(hi - lo)
