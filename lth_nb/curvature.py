@@ -63,8 +63,8 @@ class Hessian:
         out = self._mean(lambda i: torch.autograd.grad(self.slope(i), list(self.params.values()), parts, retain_graph=self.keep))
         return out if self.alive is None else out*self.alive
     def start(self, seed:int)->Tensor: # [all parameters], zero where pruned
-        "A random vector of the length of all parameters."
-        g = torch.Generator().manual_seed(seed)
+        "A random vector of the length of all parameters, not the one that a network of this seed is initialised with."
+        g = torch.Generator().manual_seed(seed + 3*10**6)
         v = torch.randn(sum(self.sizes), generator=g, dtype=torch.float64).to(self.device, self.dtype)
         return v if self.alive is None else v*self.alive
 

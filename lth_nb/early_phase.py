@@ -289,7 +289,7 @@ def telemetry(start, data:Dataset, recipe:Recipe, order:int, until:int, final):
     return dict(steps=[k + 1 for k in keep], **{n: [float(f'{x:.5g}') for x in v[keep].tolist()] for n,v in t.values().items()})
 
 # %% ../nbs/01_early_phase.ipynb #44810914
-def overhead(s:Study, n:int=200, rounds:int=5)->float: # In per cent of plain training, CPU time
+def overhead(s:Study, n:int=100, rounds:int=12)->float: # In per cent of plain training, CPU time
     "What telemetry adds to a training step; the smallest times of several rounds, in turns."
     w0,took = init.fn(s.network, seed=0),{}
     for _ in range(rounds):
@@ -406,7 +406,8 @@ FAMILIES = {'figure-4': tuple(PERTURBATIONS)[:3], 'figure-5': tuple(PERTURBATION
 
 @step(store=False)
 def perturbed(state, mask, kind:str, start=None, seed:int=0)->dict: # A state; what is not prunable stays that of `state`, momentum is fresh
-    "A state with its surviving weights perturbed."
+    "A state with its surviving weights perturbed. The noise of a seed is not the initialisation of that seed: both are normal draws, in the same order."
+    drawn = seed + 2*10**6
     how = (PERTURBATIONS | BASELINE).get(kind)
     if how is None: raise ValueError(f'kind={kind!r}: use one of {", ".join(PERTURBATIONS)}')
     network,w = network_of(state),prunable_weights(state)
@@ -414,8 +415,8 @@ def perturbed(state, mask, kind:str, start=None, seed:int=0)->dict: # A state; w
         if name == 'k': return w
         return prunable_weights(start if name == '0' else dict(network=state['network'], weights=dict(network.create(10**6 + seed).named_parameters())))
     new = w
-    if 'scope' in how: new = permute(w, mask, how['scope'], seed, how.get('same_sign', False))
-    if 'n' in how: new = noisy(w, mask, init_std(network.build(), network.init), how['n'], seed)
+    if 'scope' in how: new = permute(w, mask, how['scope'], drawn, how.get('same_sign', False))
+    if 'n' in how: new = noisy(w, mask, init_std(network.build(), network.init), how['n'], drawn)
     if 'signs' in how: new = exchange(w, mask, signs=source(how['signs']), magnitudes=source(how['magnitudes']) if 'magnitudes' in how else new)
     return {**state, 'weights': {**state['weights'], **{k: x.detach() for k,x in new.items()}}, 'slots': {}}
 
@@ -681,7 +682,7 @@ def explorer_still(scale:str=None, kinds=('signs 0, magnitudes k', 'layer', 'lay
     for ax,kind in zip(axs, kinds):
         if not (use := [e for e in v[kind]['effect'] if e]): empty(ax, 'not computed yet'); continue
         ax.axline((0, 0), slope=1, color=INK, lw=.8, ls=':'); ax.plot(use[0]['before'], use[0]['after'], 'o', alpha=.7)
-        ax.set(title=f'{kind}\neffective std {np.mean([x["std"] for x in use]):.3f}, accuracy {np.nanmean(acc(v[kind]["score"])):.1f} %', xlabel=f'weight at step {s.pair[0]}', ylabel='perturbed')
+        ax.set(title=f'{kind}\neffective std {np.mean([x["std"] for x in use]):.3f}\naccuracy {np.nanmean(acc(v[kind]["score"])):.1f} %', xlabel=f'weight at step {s.pair[0]}', ylabel='perturbed')
     scale_note(fig, f'{s.name}, one layer of the first seed; accuracies over {s.seeds} seeds. Scale {scale}')
     return fig
 
@@ -784,7 +785,8 @@ def ep7(values, scale):
 def ep8(values, scale):
     plain = FIG_5.values(scale, stored=True)
     def parts(s, v):
-        return {f'k = {k}, {kind}': lambda k=k, kind=kind: less(_at(s, plain[s.name], k, kind), _at(s, v, k, f'{kind}, same sign'))
+        rest = {f'k = {k}, layer, still below rewinding to k': lambda k=k: less(_at(s, v, k, 'layer, same sign'), _at(s, v, k, 'rewind to k')) for k in s.pair if _with(v[k]['layer, same sign'])}
+        return rest | {f'k = {k}, {kind}': lambda k=k, kind=kind: less(_at(s, plain[s.name], k, kind), _at(s, v, k, f'{kind}, same sign'))
                 for k in s.pair for kind in SCOPES if _with(v[k][f'{kind}, same sign'], plain[s.name][k][kind])}
     return _each(values, scale, parts)
 

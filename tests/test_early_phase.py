@@ -109,6 +109,14 @@ def test_noise(weights):
     assert ep.effective_std(big, ep.noisy(big, all_, {'a': .1}, 3, 0), all_) == pytest.approx(.3, rel=.01)
 
 
+def test_noise_is_not_the_initialisation():
+    "Both are normal draws from a seed, layer by layer: the same seed must not give the same numbers."
+    state = init.fn(nets.mnist1d_conv, seed=3)
+    mask = {n: torch.ones_like(x, dtype=torch.bool) for n,x in prunable_weights(state).items()}
+    d = ep.survivors(prunable_weights(ep.perturbed.fn(state, mask, 'noise 1', seed=3)), mask) - ep.survivors(prunable_weights(state), mask)
+    assert abs(float(torch.corrcoef(torch.stack([d, ep.survivors(prunable_weights(state), mask)]))[0, 1])) < .06
+
+
 def test_filters_need_convolutions(weights):
     w,m,_ = weights
     with pytest.raises(ValueError, match="no convolution filters; use 'layer' or 'global'"): ep.permute({'fc': w['fc']}, {'fc': m['fc']}, 'filter', 0)
