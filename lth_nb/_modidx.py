@@ -65,6 +65,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lth_nb.data._arrays': ('lib/data.html#_arrays', 'lth_nb/data.py'),
                              'lth_nb.data._batch': ('lib/data.html#_batch', 'lth_nb/data.py'),
                              'lth_nb.data._batches': ('lib/data.html#_batches', 'lth_nb/data.py'),
+                             'lth_nb.data._check_blur': ('lib/data.html#_check_blur', 'lth_nb/data.py'),
                              'lth_nb.data._check_limit': ('lib/data.html#_check_limit', 'lth_nb/data.py'),
                              'lth_nb.data._checked': ('lib/data.html#_checked', 'lth_nb/data.py'),
                              'lth_nb.data._cropped': ('lib/data.html#_cropped', 'lth_nb/data.py'),

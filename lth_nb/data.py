@@ -634,11 +634,14 @@ def _linear(n, m):
     w = np.clip(1 - np.abs(np.arange(n) - at[:, None]) / wide, 0, None)
     return w / w.sum(1, keepdims=True)
 
+def _check_blur(sizes, factor):
+    if min(sizes) < 2 * factor:
+        raise ValueError(f'factor: {factor} leaves less than 2 points of inputs of {" x ".join(map(str, sizes))}; they should be at least {2 * factor} wide')
+
 def _soften(x, factor):
     "Images uint8 [n, h, w, c] or curves float32 [n, c, length], down by `factor` and up again."
     sizes = x.shape[1:3] if x.dtype == torch.uint8 else x.shape[-1:]
-    if min(sizes) < 2 * factor:
-        raise ValueError(f'factor: {factor} leaves less than 2 points of inputs of {" x ".join(map(str, sizes))}; they should be at least {2 * factor} wide')
+    _check_blur(sizes, factor)
     there = [torch.from_numpy(_linear(round(s / factor), s) @ _linear(s, round(s / factor))).to(x.device) for s in sizes]
     if len(there) == 1: return (x.double() @ there[0].T).float()
     soft = lambda b: torch.einsum('ij,njwc->niwc', there[0], torch.einsum('kw,njwc->njkc', there[1], b.double()))
@@ -695,6 +698,7 @@ def _derive(data, how, value=0, times=1):
         raise ValueError(f'{how}: {data.name} is streamed from disk; make pretext tasks of a data set that is kept in memory')
     if how == 'blurred' and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
         raise ValueError(f'factor: {value!r} should be an integer of 2 or more')
+    if how == 'blurred' and (k := known.get(data.name)): _check_blur(k.shape[1:], value)
     if how != 'random labels' and isinstance(data.source, Derived) and any(d.how == 'rotations' for d in _line_of(data)):
         raise ValueError(f'{how}: of {data.name}; rotations come last: use rotations(blurred(data))')
     if how == 'rotations' and (k := known.get(data.name)) and len(k.shape) == 3 and k.shape[1] != k.shape[2]:
