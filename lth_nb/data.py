@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['known', 'philox', 'permutation', 'augmentation', 'mnist1d_templates', 'digest', 'content_hash', 'Known',
            'MissingData', 'CorruptData', 'Source', 'Dataset', 'mnist', 'cifar10', 'mnist1d', 'data_folder', 'npz',
-           'cifar100', 'image_folder', 'tiny_imagenet', 'download', 'Split', 'Data', 'Batches', 'Stream',
-           'StreamBatches', 'imagenet']
+           'cifar100', 'image_folder', 'tiny_imagenet', 'download', 'Split', 'Data', 'Batches', 'Turned', 'Derived',
+           'random_labels', 'rotations', 'blurred', 'Stream', 'StreamBatches', 'imagenet']
 
 # %% ../nbs/lib/data.ipynb #da74f245
 import hashlib, os, random, zipfile, zlib
@@ -491,6 +491,7 @@ def _moments(x):
     return tuple(round(int(a) / n / 255, 4) for a in m), tuple(round((int(b) * n - int(a) ** 2) ** .5 / n / 255, 4) for a, b in zip(m, q))
 
 def _load(h, device):
+    if h.source and h.source.read == 'derived': return _load_derived(h, device)
     if h.source and h.source.read == 'stream': return Stream(h, device)
     if h.source and h.source.read == 'folder':
         train, test, _ = _folder_files(h.source.path)
@@ -624,6 +625,116 @@ def _evaluation(self,
         x, y = s.x[i:min(i + size, n)], s.y[i:min(i + size, n)]
         yield (self._plain(x, dtype) if self.images else x.to(dtype)), y
 Data.evaluation = _evaluation
+
+# %% ../nbs/lib/data.ipynb #b0e2c493
+def _linear(n, m):
+    "Bilinear weights from `n` points to `m`: float64 [m, n]. A triangle as wide as the factor on the way down."
+    scale = n / m
+    at, wide = (np.arange(m) + .5) * scale - .5, max(scale, 1.)
+    w = np.clip(1 - np.abs(np.arange(n) - at[:, None]) / wide, 0, None)
+    return w / w.sum(1, keepdims=True)
+
+def _check_blur(sizes, factor):
+    if min(sizes) < 2 * factor:
+        raise ValueError(f'factor: {factor} leaves less than 2 points of inputs of {" x ".join(map(str, sizes))}; they should be at least {2 * factor} wide')
+
+def _soften(x, factor):
+    "Images uint8 [n, h, w, c] or curves float32 [n, c, length], down by `factor` and up again."
+    sizes = x.shape[1:3] if x.dtype == torch.uint8 else x.shape[-1:]
+    _check_blur(sizes, factor)
+    there = [torch.from_numpy(_linear(round(s / factor), s) @ _linear(s, round(s / factor))).to(x.device) for s in sizes]
+    if len(there) == 1: return (x.double() @ there[0].T).float()
+    soft = lambda b: torch.einsum('ij,njwc->niwc', there[0], torch.einsum('kw,njwc->njkc', there[1], b.double()))
+    return torch.cat([soft(b).round().clamp(0, 255).to(torch.uint8) for b in x.split(1000)])
+
+# %% ../nbs/lib/data.ipynb #6f6d97d3
+class Turned(Data):
+    "Every example of `base` in each of four poses; the label is the pose. Example i is pose i % 4 of the base's example i // 4."
+    def __init__(self, base, name, sha256, train=None, test=None):
+        if base.images and base.shape[1] != base.shape[2]:
+            raise ValueError(f'rotations: images of {base.name} are {base.shape[1]} x {base.shape[2]}, a quarter turn needs square ones; crop them first')
+        splits = []
+        for s, limit in ((base.train, train), (base.test, test)):
+            _check_limit('train or test', limit, 4 * len(s))
+            splits.append(Split(s.x, torch.arange(4, device=s.x.device).repeat(len(s))[:limit]))
+        super().__init__(name, *splits, 4, base.mean, base.std, sha256)
+    def gather(self, index, crops=None, split='train', dtype=torch.float32):
+        "As `Data.gather`. Crop and flip, then the turn, counter-clockwise as `torch.rot90` turns."
+        s = getattr(self, split)
+        y, index, turn = s.y.index_select(0, index), index // 4, index % 4
+        if not self.images:
+            x = s.x.index_select(0, index).to(dtype)
+            x = torch.where((turn % 2 == 1)[:, None, None], x.flip(2), x)
+            return torch.where((turn >= 2)[:, None, None], -x, x), y
+        n, h, w, c = s.x.shape
+        dy, dx, flip = crops.unbind(1) if crops is not None else (4, 4, torch.zeros_like(turn))
+        r = torch.arange(h, device=index.device)
+        i, j, t = r[:, None], r[None], turn[:, None, None]
+        row = torch.where(t == 0, i, torch.where(t == 1, j, torch.where(t == 2, h - 1 - i, h - 1 - j)))
+        col = torch.where(t == 0, j, torch.where(t == 1, w - 1 - i, torch.where(t == 2, w - 1 - j, i)))
+        col = torch.where(flip[:, None, None] > 0, w - 1 - col, col)
+        start = index * ((h + 8) * (w + 8)) + dy * (w + 8) + dx
+        at = start[:, None, None] + row * (w + 8) + col
+        return self._cropped(self._pixels(split).index_select(0, at.flatten()).view(at.shape), dtype), y
+    def evaluation(self, split='test', size=2000, limit=None, dtype=torch.float32, start=0):
+        "As `Data.evaluation`."
+        if split not in ('train', 'test'): raise ValueError(f"split: {split!r} should be 'train' or 'test'")
+        n = len(getattr(self, split))
+        _check_limit('limit', limit, n)
+        for i in range(start, limit or n, size):
+            yield self.gather(torch.arange(i, min(i + size, limit or n), device=self.device), None, split, dtype)
+
+# %% ../nbs/lib/data.ipynb #d54be19d
+@dataclass(frozen=True)
+class Derived:
+    "How a data set is made of another."
+    of: object           # A `Dataset`
+    how: str             # 'random labels', 'rotations' or 'blurred'
+    value: int=0         # Seed, or factor
+    read: str='derived'
+
+def _derive(data, how, value=0, times=1):
+    if data.source and data.source.read == 'stream':
+        raise ValueError(f'{how}: {data.name} is streamed from disk; make pretext tasks of a data set that is kept in memory')
+    if how == 'blurred' and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+        raise ValueError(f'factor: {value!r} should be an integer of 2 or more')
+    if how == 'blurred' and (k := known.get(data.name)): _check_blur(k.shape[1:], value)
+    if how != 'random labels' and isinstance(data.source, Derived) and any(d.how == 'rotations' for d in _line_of(data)):
+        raise ValueError(f'{how}: of {data.name}; rotations come last: use rotations(blurred(data))')
+    if how == 'rotations' and (k := known.get(data.name)) and len(k.shape) == 3 and k.shape[1] != k.shape[2]:
+        raise ValueError(f'rotations: images of {data.name} are {k.shape[1]} x {k.shape[2]}, a quarter turn needs square ones; crop them first')
+    sha = hashlib.sha256(f'{data.sha256} {how} {value}\n'.encode()).hexdigest()
+    many = lambda n: n and times * n
+    return Dataset(f'{data.name} {how}' + (f' {value}' if value else ''), sha, many(data.train), many(data.test), data.scaling,
+                   source=Derived(data, how, value), sizes=data.sizes and tuple(times * n for n in data.sizes))
+
+def _line_of(data):
+    while isinstance(data.source, Derived): yield data.source; data = data.source.of
+
+def random_labels(data:Dataset, # Any data set in memory
+                  seed=0        # Of the labels, 64 bits
+                 )->Dataset:
+    "`data` with training labels drawn at random, fixed for each example (Zhang et al. 2017). Test labels stay."
+    _key(seed)
+    return _derive(data, 'random labels', seed)
+def rotations(data:Dataset)->Dataset:
+    "Which of four quarter turns? Every example in all four; curves are reversed and negated instead (Gidaris et al. 2018)."
+    return _derive(data, 'rotations', times=4)
+def blurred(data:Dataset,
+            factor=4 # Down and up again by so much
+           )->Dataset:
+    "`data` with every input taken down by `factor` and up again; labels stay (Achille et al. 2019)."
+    return _derive(data, 'blurred', factor)
+
+def _load_derived(h, device):
+    d, cut = h.source, lambda n, m: n and -(-n // m)
+    m = 4 if d.how == 'rotations' else 1
+    base = replace(d.of, train=cut(h.train, m), test=cut(h.test, m), scaling=h.scaling).load(device)
+    if m == 4: return Turned(base, h.name, h.sha256, h.train, h.test)
+    train, test, n = base.train, base.test, len(base.train)
+    if d.how == 'blurred': train, test = (Split(_soften(s.x, d.value), s.y) for s in (train, test))
+    else: train = Split(train.x, philox((torch.arange(n, device=base.device), 7, 0, 0), _key(d.value))[0] * base.classes >> 32)
+    return Data(h.name, train, test, base.classes, base.mean, base.std, h.sha256)
 
 # %% ../nbs/lib/data.ipynb #2ba21284
 class _Decoded(torch.utils.data.Dataset):
