@@ -10,7 +10,7 @@ __all__ = ['RULES', 'CONDITIONS', 'PAPER_S914', 'KINDS', 'LRS', 'CIFAR', 'TINY',
            'counts', 'small_dense', 'dense', 'mask_of', 'run', 'score', 'cifar_cases', 'large_cases', 'paper_cases',
            'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'grid_of', 'accuracies', 'preliminary',
            'across', 'runs_of', 'prize_of', 'panels_of', 'prefers_small', 'prefers_imp', 'summary', 'doors',
-           'two_rates', 'Path', 'path_of', 'without_residual', 'paths', 'shapes', 'overlap', 'overlap_of',
+           'two_rates', 'Route', 'path_of', 'without_residual', 'paths', 'shapes', 'overlap', 'overlap_of',
            'correlation', 'rewound', 'lights', 'explorer', 'together', 'sc1', 'sc2', 'sc3', 'sc4', 'sc5', 'sc6', 'sc7',
            'sc8', 'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
 
@@ -688,7 +688,7 @@ TAB_4 = figure('sanity_checks/table-4', 'Another learning rate for the subnetwor
 
 # %% ../nbs/03_sanity_checks.ipynb #2771a606
 @dataclass(frozen=True)
-class Path:
+class Route:
     "A network whose training path is drawn, with and without its residual connections."
     case:Case
     level:int
@@ -697,22 +697,22 @@ class Path:
     limit:int|None=None # Training examples on the map
     seeds:int=1
 
-def path_of(scale:str)->Path:
+def path_of(scale:str)->Route:
     "What Figures 4 and 5 draw at a scale."
     if scale in ('gpu', 'paper'):
         c = next(c for c in cifar_cases(cifar10()) if c.name == 'ResNet-32')
-        return Path(replace(c, lrs=(.01, .1), levels=(13,)), 13, snapshots=40, points=25, limit=10000, seeds=3 if scale == 'paper' else 1)
-    if scale == 'cpu': return Path(cpu_cases()[0], cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500)
-    if scale == 'quick': return Path(replace(quick_cases()[0], lrs=(.03, .3)), 4, snapshots=20, points=15, limit=500, seeds=3)
+        return Route(replace(c, lrs=(.01, .1), levels=(13,)), 13, snapshots=40, points=25, limit=10000, seeds=3 if scale == 'paper' else 1)
+    if scale == 'cpu': return Route(cpu_cases()[0], cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500)
+    if scale == 'quick': return Route(replace(quick_cases()[0], lrs=(.03, .3)), 4, snapshots=20, points=15, limit=500, seeds=3)
     c = smoke_cases()[1]
-    return Path(c, 2, snapshots=4, points=5, limit=64, seeds=2)
+    return Route(c, 2, snapshots=4, points=5, limit=64, seeds=2)
 
 def without_residual(c:Case)->Case:
     "ResNet-32-like: the additions and the shortcuts' convolutions go, all else stays (section 3.1)."
     net = replace(c.network, residual=False)
     return replace(c, name=f'{c.name} plain', network=net, exempt=unpruned(net))
 
-def paths(p:Path, residual:bool)->dict:
+def paths(p:Route, residual:bool)->dict:
     "{panel: {'map': by seed, 'accuracy': by seed}}"
     c,out = p.case if residual else without_residual(p.case),{}
     for how in ('IMP', 'OMP'):
