@@ -1,0 +1,271 @@
+"""Sanity checks: the definition on tables of runs, the plans, the loading code for larger data, and the published numbers."""
+import math
+from dataclasses import replace
+
+import numpy as np, pandas as pd, pytest
+from conftest import ROOT
+from lth_nb import sanity_checks as sc
+from lth_nb.data import mnist1d
+from lth_nb.experiment import FIGURES, Needs, Store, compute, missing
+from lth_nb.experiment import _nodes as nodes
+from lth_nb.networks import Network
+from lth_nb.recipes import Recipe
+from lth_nb.sanity_checks import Rules, judge, read_runs
+
+CHAPTER = [f for f in FIGURES.values() if f.id.startswith('sanity_checks/')]
+LRS = (.01, .03, .1)
+
+
+def runs(dense, LT, RR, small, lrs=LRS, seeds=3, noise=.05, sparsity=.914, **more):
+    "A table with the same noise in every kind, so that differences are exact."
+    kinds = {'dense': dense, 'LT': LT, 'RR': RR, 'small': small, **more}
+    return [dict(run=k.replace('_', '-'), lr=lr, seed=s, accuracy=a + noise*s, sparsity=None if k == 'dense' else sparsity)
+            for k,accs in kinds.items() for lr,a in zip(lrs, accs) for s in range(seeds)]
+
+
+JACKPOT = dict(dense=(88, 90, 92), LT=(88, 91, 91.8), RR=(80, 84, 86), small=(75, 80, 84))
+SECONDARY = dict(dense=(88, 90, 92), LT=(88, 91, 89), RR=(80, 84, 86), small=(75, 80, 84))
+
+
+@pytest.mark.parametrize('table,word', [(JACKPOT, 'Jackpot'), (SECONDARY, 'secondary prize'),
+    ({**SECONDARY, 'LT': (86, 88, 89)}, 'no ticket'),          # never like the dense network at one rate
+    ({**JACKPOT, 'RR': (80, 91.5, 86)}, 'no ticket'),          # re-initialised does as well, at another rate
+    ({**JACKPOT, 'small': (75, 91.5, 84)}, 'no ticket')])
+def test_prizes(table, word): assert str(judge(runs(**table))) == word
+
+
+def test_each_condition_has_its_bound():
+    "A margin is measured from its bound; at the bound similar still holds, a clear gap too."
+    p = judge(runs(dense=(90, 90, 90), LT=(89.5, 80, 80), RR=(89, 80, 80), small=(89, 80, 80)), data='cifar10', epochs=160)
+    assert [c.holds for c in p.conditions] == [True]*5
+    assert all(abs(c.margin) < 1e-9 for c in p.conditions[1:])
+    assert judge(runs(dense=(90, 90, 90), LT=(89.4, 80, 80), RR=(88, 80, 80), small=(88, 80, 80)), data='cifar10').conditions[3].holds is False
+    assert judge(runs(dense=(90, 90, 90), LT=(89.4, 80, 80), RR=(88, 80, 80), small=(88, 80, 80)), data='cifar100').conditions[3].holds is True
+
+
+def test_the_rates_that_decide_are_told():
+    p = judge(runs(**SECONDARY))
+    c3,c4,c5 = p.conditions[2:]
+    assert (c3.lr, c3.against) == (.03, .1) and c4.lr == c4.against and (c5.lr, c5.against) == (.03, .1)
+    assert c5.margin == pytest.approx(-1 + .5) and c5.holds is False
+
+
+@pytest.mark.parametrize('kind,n', [('RR', 3), ('small', 2), ('dense', 5)])
+def test_a_missing_cell_is_not_guessed(kind, n):
+    "Without one rate of the other side, 'any rate' is not decided, though all the rest would say yes."
+    whole = runs(**JACKPOT)
+    cut = [r for r in whole if not (r['run'] == kind and r['lr'] == .01)]
+    p = judge(cut)
+    assert p.conditions[n - 1].holds is None and str(p) in ('not decided', 'secondary prize, Jackpot not decided')
+    assert 'lr 0.01' in p.conditions[n - 1].why
+    part = [r for r in whole if not (r['run'] == kind and r['lr'] == .01 and r['seed'] == 2)]   # one seed of it gone
+    assert judge(part).conditions[n - 1].holds is None
+    empty = [{**r, 'accuracy': None} if r['run'] == kind and r['lr'] == .01 else r for r in whole]
+    assert judge(empty).conditions[n - 1].holds is None
+
+
+def test_a_missing_cell_does_not_save_what_is_lost():
+    "One rate of re-initialisation that beats the ticket is enough, whatever is missing."
+    table = [r for r in runs(**{**JACKPOT, 'RR': (80, 93, 86)}) if not (r['run'] == 'RR' and r['lr'] == .01)]
+    assert judge(table).conditions[2].holds is False
+
+
+@pytest.mark.parametrize('level', (.95, None))
+def test_a_single_seed_decides_nothing(level):
+    p = judge(runs(**JACKPOT, seeds=1), rules=Rules(level=level))
+    assert [c.holds for c in p.conditions] == [True, None, None, None, None] and str(p) == 'not decided'
+
+
+def test_a_grid_of_one_rate():
+    one = judge(runs(dense=(90,), LT=(90,), RR=(80,), small=(80,), lrs=(.1,)))
+    assert [c.holds for c in one.conditions] == [True, None, None, True, None]
+    worse = judge(runs(dense=(90,), LT=(80,), RR=(80,), small=(80,), lrs=(.1,)))
+    assert worse.conditions[3].holds is None   # another rate might do
+
+
+def test_noise_is_not_decided_but_means_are():
+    rng = np.random.default_rng(0)
+    table = [{**r, 'accuracy': r['accuracy'] + rng.normal(0, 3)} for r in runs(**SECONDARY)]
+    assert judge(table).secondary is not True
+    assert judge(table, rules=Rules(level=None)).secondary is not None
+
+
+def test_doors():
+    t = runs(dense=(80, 90, 92), LT=(80, 85, 90), RR=(70, 80, 86), small=(60, 70, 80))
+    assert str(judge(t)) == 'secondary prize'                              # 3 at .1, 4 at .01
+    assert str(judge(t, rules=Rules(together=True))) == 'no ticket'
+    assert str(judge(t, rules=Rules(decent=5.))) == 'no ticket'            # at .01 the dense network is hopeless
+    assert str(judge(t, sparsity=.914, rules=Rules(sparsity=.95))) == 'no ticket'
+    both = runs(dense=(88, 90, 92), LT=(88, 91, 91.8), RR=(80, 84, 86), small=(75, 80, 84), RR_OMP=(80, 91.7, 80))
+    assert str(judge(both)) == 'Jackpot' and str(judge(both, rules=Rules(rr='any'))) == 'no ticket'
+
+
+def test_the_better_searcher():
+    t = runs(dense=(88, 90, 92), LT_IMP=(80, 80, 80), RR_IMP=(70, 70, 70), LT_OMP=(88, 91, 91.8), RR_OMP=(80, 84, 86), small=(75, 80, 84), LT=(), RR=())
+    assert (str(judge(t)), judge(t).method) == ('Jackpot', 'OMP')
+    assert str(judge(t, method='IMP')) == 'no ticket'
+    with pytest.raises(ValueError, match='LT-IMP, LT-OMP'): judge(t, method='magic')
+
+
+def test_weight_rewinding_stands_in_for_the_ticket():
+    t = runs(**SECONDARY, WR=(88, 91, 92))
+    assert str(judge(t)) == 'secondary prize' and str(judge(t, ticket='WR')) == 'Jackpot'
+
+
+@pytest.mark.parametrize('bad,said', [
+    ([dict(run='LT', lr=-1, accuracy=90)], 'learning rate above 0'), ([dict(run='LT', lr='fast', accuracy=90)], "'fast' is not a number"),
+    ([dict(run='LT', lr=.1, accuracy=190)], '0 to 100'), ([dict(run='LT', lr=.1, accuracy=.9)], 'per cent'), ([dict(run='ticket', lr=.1, accuracy=90)], 'use dense'),
+    ([dict(run='LT', lr=.1)], "no column 'accuracy'"), ([], 'empty'), ([dict(run='LT', lr=.1, accuracy=90, sparsity=1.2)], 'between 0 and 1'),
+    ([dict(run='LT', lr=.1, accuracy=90, sparsity=0)], 'between 0 and 1'), ([dict(run='LT', lr=.1, accuracy=math.inf)], 'finite')])
+def test_bad_tables(bad, said):
+    with pytest.raises(ValueError, match=said): read_runs(bad)
+
+
+@pytest.mark.parametrize('kw,said', [(dict(sparsity=1.), 'between 0 and 1'), (dict(sparsity=0.), 'between 0 and 1'), (dict(sparsity=91.4), 'between 0 and 1'),
+    (dict(sparsity=.5), 'no LT runs at sparsity 0.5'), (dict(data='svhn'), 'no thresholds'), (dict(at=.7), 'the rates are'), (dict(ticket='XX'), "'LT' or 'WR'")])
+def test_bad_questions(kw, said):
+    with pytest.raises(ValueError, match=said): judge(runs(**JACKPOT), **kw)
+
+
+def test_a_frame_and_a_csv_and_nans(tmp_path):
+    t = runs(**SECONDARY)
+    f = pd.DataFrame(t)
+    f.to_csv(tmp_path/'runs.csv', index=False)
+    assert str(judge(f)) == str(judge(tmp_path/'runs.csv')) == str(judge(str(tmp_path/'runs.csv'))) == 'secondary prize'
+    f.loc[(f.run == 'RR') & (f.lr == .01), 'accuracy'] = np.nan
+    assert judge(f).conditions[2].holds is None
+    assert '<table' in judge(t)._repr_html_()
+    with pytest.raises(ValueError, match='several networks'): judge([{**r, 'network': str(i % 2)} for i,r in enumerate(t)])
+
+
+@pytest.mark.parametrize('scale', ('smoke', 'quick', 'cpu', 'gpu'))
+def test_plans(scale):
+    "Every figure has a plan at every scale, made without data on disk."
+    for f in CHAPTER:
+        plan = f.nodes(scale)
+        assert f.id.endswith('table-2') or scale in ('cpu', 'gpu') or set(nodes(plan)) or any(isinstance(v, Needs) for v in plan.values())
+
+
+def test_paper_plan_is_the_papers(monkeypatch, tmp_path):
+    monkeypatch.setenv('LTH_NB_DATA', str(tmp_path))
+    by = {c.name: c for c in sc.paper_cases()}
+    assert {n for n in by if by[n].needs} == {n for n in by if 'CIFAR-100' in n or 'ImageNet' in n}
+    r20 = by['ResNet-20']
+    assert [round(r20.sparsity(l), 3) for l in r20.levels] == [.59, .832, .914, .945, .956] and r20.rounds == 14
+    assert r20.recipe.end(r20.data) == 125000 and r20.recipe.weight_decay == 5e-4 and by['ResNet-20, weight decay 1e-4'].recipe.weight_decay == 1e-4
+    assert by['VGG-16'].recipe.milestones == ('80ep', '120ep') and by['VGG-16, decay as in the code'].recipe.milestones == ('155ep',)
+    for n,m in sc.PAPER_PARAMETERS.items():   # Table 2 rounds or cuts; its ResNet-18 counts 100 classes, on Tiny-ImageNet 1000
+        if 'Tiny' in n: continue
+        net = by[n].network if n != 'ResNet-18' else replace(by[n].network, classes=100)
+        assert abs(sc.counts(net)[0]/1e6 - m) < .011, n
+    assert sc.counts(by['ResNet-32'].network, by['ResNet-32'].exempt)[1] == 1843200
+    assert {'figure-1', 'figure-3', 'figure-4', 'table-4'} <= {f.id.split('/')[1] for f in CHAPTER}
+    assert isinstance(FIGURES['sanity_checks/figure-3'].nodes('paper')['ResNet-50, ImageNet'], Needs)
+
+
+def test_no_residual_has_the_papers_count():
+    c = next(c for c in sc.cifar_cases(sc.cifar10()) if c.name == 'ResNet-32')
+    plain = sc.without_residual(c)
+    assert sc.counts(plain.network, plain.exempt) == (1849898, 1843200)
+
+
+def tiny(levels=(3,)):
+    net = Network('mnist1d_conv', width=8)
+    return sc.Case('tiny', net, mnist1d(train=128, test=64), Recipe(6, batch=32), lrs=(.1,), levels=levels, seeds=1, exempt=sc.unpruned(net), rewind=2)
+
+
+def test_lt_imp_is_a_round_of_imp():
+    "14 rounds: LT-IMP at any round is trained in finding the mask of the next."
+    c = tiny((14,))
+    masks = [sc.mask_of(c, .1, 0, 14, 'IMP')]
+    tickets = [sc.score(c, 'LT-IMP', .1, 0, l) for l in range(1, 14)]
+    n = lambda what: sum(t.nodes[0].step.name == 'trajectory' for t in missing(what, Store('memory://none')).values())
+    assert n(masks) == 14 and n([*masks, *tickets]) == 14
+
+
+def test_rr_keeps_the_mask_and_not_the_start(store):
+    c = tiny()
+    lt,rr = (sc.run(c, k, .1, 0, 3).node.args for k in ('LT-IMP', 'RR-IMP'))
+    assert lt['mask'] == rr['mask'] and lt['start'] != rr['start'] and lt['order'] == rr['order']
+    mask,end = compute([lt['mask'], sc.run(c, 'RR-IMP', .1, 0, 3).at('end')], store=store, workers=1, quiet=True)
+    for n,m in mask.items(): assert not end['weights'][n][~m].any() and (n not in c.exempt or m.all())
+    with pytest.raises(ValueError, match='LT-IMP'): sc.run(c, 'XX-IMP', .1, 0, 3)
+
+
+@pytest.mark.parametrize('name', ('resnet20', 'resnet18', 'vgg16', 'mobilenet_v1', 'mnist1d_res'))
+@pytest.mark.parametrize('s', (.59, .832, .956))
+def test_small_dense_has_the_count(name, s):
+    net = Network(name)
+    total,pool = sc.counts(net, sc.unpruned(net))
+    small = sc.small_dense(net, s, sc.unpruned(net))
+    want = total - s*pool
+    near = max(.12*want, 60) if name == 'mnist1d_res' else .12*want   # few widths to choose from
+    assert abs(sc.counts(small)[0] - want) < (2.5*near if name == 'mnist1d_res' else near)
+    assert small.name == net.name
+    with pytest.raises(ValueError, match='between 0 and 1'): sc.small_dense(net, 1., ())
+
+
+def folder(root, size, classes=2, images=3):
+    from PIL import Image
+    for part in ('train', 'val'):
+        for k in range(classes):
+            (root/part/f'n{k}').mkdir(parents=True)
+            for i in range(images): Image.fromarray(np.random.default_rng(i + 9*k).integers(0, 255, (size, size, 3), dtype=np.uint8)).save(root/part/f'n{k}'/f'{i}.png')
+
+
+def test_tiny_imagenet_and_imagenet_from_folders(tmp_path, monkeypatch, store):
+    "The larger data's plans with generated folders: the handles load, a step trains, a mask holds."
+    monkeypatch.setenv('LTH_NB_DATA', str(tmp_path))
+    folder(tmp_path/'tiny-imagenet-200', 64)
+    folder(tmp_path/'imagenet', 80)
+    by = {c.name: c for c in sc.large_cases()}
+    assert not any(c.needs for c in by.values()) and by['ResNet-50, ImageNet'].data.examples == 6
+    for name,batch in (('ResNet-18, Tiny-ImageNet', 4), ('ResNet-18, ImageNet', 2)):
+        c = replace(by[name], recipe=replace(by[name].recipe, steps=1, batch=batch, warmup=0, milestones=()))
+        node = sc.score(c, 'LT-OMP', c.lrs[0], 0, c.levels[0])
+        got = compute(node, store=store, workers=1, quiet=True)
+        assert got['test']['n'] == 6 and 0 <= got['test']['error'] <= 100
+    with pytest.raises(ValueError, match='one width'): sc.run(by['ResNet-50, ImageNet'], 'small', .4, 0, 4)
+
+
+def test_preferences():
+    at = lambda a: [dict(test=dict(error=100 - a - .1*i)) for i in range(3)]
+    by = {'dense': {.01: at(88), .1: at(92)}, 'LT-IMP': {.01: at(90), .1: at(87)}, 'LT-OMP': {.01: at(86), .1: at(87)}}
+    assert sc.prefers_small(by).holds is True and sc.prefers_imp(by).holds is True
+    assert sc.prefers_small({**by, 'dense': {.01: at(93), .1: at(92)}}).holds is None
+    assert sc.prefers_imp({**by, 'LT-OMP': {.01: [None]*3, .1: [None]*3}}).holds is None
+
+
+def test_overlap_against_the_formula():
+    import torch
+    g = torch.Generator().manual_seed(1)
+    a,b = ({n: torch.randn(30, 20, generator=g) for n in 'uv'} for _ in range(2))
+    mask = {n: torch.rand(30, 20, generator=g) > .4 for n in 'uv'}
+    want = [0, 0]
+    for n in 'uv':
+        keep = mask[n].flatten().nonzero().squeeze(1).tolist(); k = round(.2*len(keep))
+        top = lambda w: set(sorted(keep, key=lambda i: -abs(float(w[n].flatten()[i])))[:k])
+        want[0] += len(top(a) & top(b)); want[1] += k
+    assert sc.overlap(a, b, mask, .2) == pytest.approx(want[0]/want[1])
+
+
+def test_ledger_holds_every_claim_of_the_slides():
+    assert sorted((id for f in CHAPTER for id in f.claims), key=lambda i: int(i[2:])) == [f'SC{i}' for i in range(1, 13)]
+    for f in CHAPTER:
+        for _,(text,judge_) in f.claims.items():
+            v = judge_(compute(f.nodes('smoke'), store=Store('memory://nothing'), stored=True), 'smoke')   # nothing is there: nothing is decided
+            assert v.holds is None, text
+
+
+def test_published_quick():
+    "The published table is the one the page shows: complete, and within what these networks do."
+    store,f = Store(ROOT/'nbs/results'),FIGURES['sanity_checks/table-3']
+    values = compute(f.nodes('quick'), store=store, stored=True)
+    if not any(v for case in values.values() for by in case.values() for lrs in by.values() for vs in lrs.values() for v in vs): pytest.skip('no published results yet')
+    for name,case in values.items():
+        for by in case.values():
+            for kind,lrs in by.items():
+                for vs in lrs.values():
+                    acc = sc.accuracies(vs)
+                    assert np.isfinite(acc).all(), (name, kind)
+            assert max(sc._means(by['dense']).values()) > 85, name
