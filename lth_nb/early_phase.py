@@ -7,12 +7,12 @@ __all__ = ['FIG_1', 'FIG_H', 'TAB_H', 'FIG_3', 'SCOPES', 'PERTURBATIONS', 'BASEL
            'FIG_7', 'FIG_8', 'TASKS', 'FIG_9', 'SPARSE', 'FIG_10', 'Study', 'paper_studies', 'gpu_studies',
            'cpu_studies', 'quick_studies', 'smoke_studies', 'studies', 'dense', 'state_at', 'retrained', 'masks',
            'score', 'ladder', 'ticket', 'acc', 'there', 'rewinding', 'saturation', 'saturations', 'spectra', 'costs',
-           'thinned', 'telemetry', 'overhead', 'run_telemetry', 'exchange', 'survivors', 'refill', 'permute', 'noisy',
-           'effective_std', 'perturbed', 'effect', 'perturbed_scores', 'rewound_scores', 'family', 'correlation',
-           'effects', 'with_head', 'fresh_start', 'pretext', 'pretrained', 'pretraining', 'trade', 'headless',
-           'sparse_start', 'sparse_scores', 'sparse_pretraining', 'explorer', 'explorer_still', 'together', 'less',
-           'ep1', 'ep2', 'ep3', 'ep4', 'ep5', 'ep6', 'ep7', 'ep8', 'ep9', 'ep10', 'ep11', 'ep12', 'ep13', 'ep14',
-           'ep15', 'ep16', 'ep17', 'ledger']
+           'Telemetry', 'thinned', 'telemetry', 'overhead', 'run_telemetry', 'exchange', 'survivors', 'refill',
+           'permute', 'noisy', 'effective_std', 'perturbed', 'effect', 'perturbed_scores', 'rewound_scores', 'family',
+           'correlation', 'effects', 'with_head', 'fresh_start', 'pretext', 'pretrained', 'pretraining', 'trade',
+           'headless', 'sparse_start', 'sparse_scores', 'sparse_pretraining', 'explorer', 'explorer_still', 'together',
+           'less', 'ep1', 'ep2', 'ep3', 'ep4', 'ep5', 'ep6', 'ep7', 'ep8', 'ep9', 'ep10', 'ep11', 'ep12', 'ep13',
+           'ep14', 'ep15', 'ep16', 'ep17', 'ledger']
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 import math, time
@@ -274,8 +274,6 @@ class Telemetry(Trace):
         far,along = (self.ends - w).norm(dim=1),(self.ends @ w)/(self.norms*w.norm())
         at = rep.t - self.first if rep.driven else torch.tensor([rep.step - self.first])
         self.table.index_copy_(0, at, torch.cat([one, far, along, w.index_select(0, self.followed)])[None])
-
-For ResNet-20 and 1,000 images of CIFAR-10, measured on one shared CPU core:
 
 # %% ../nbs/01_early_phase.ipynb #17516bb3
 def thinned(n:int, # Steps
