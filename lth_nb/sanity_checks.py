@@ -426,7 +426,7 @@ def gpu_cases()->list[Case]:
 def cpu_cases()->list[Case]:
     "ResNet-20 on CIFAR-10, a few hundred steps, pruned in four rounds."
     short = Recipe(400, batch=64, milestones=(200, 300), weight_decay=5e-4, augment=True, precision='bf16')
-    return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.01, .1), levels=(4,), fraction=1 - .086**.25, short=None, more=(), rewind=20, table4=(),
+    return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.01, .05, .1), levels=(4,), fraction=1 - .086**.25, short=None, more=(), rewind=20, table4=(),
                     seeds=2, note='400 of 125,000 steps, bf16, 4 rounds of 46 %, 2 seeds, 2,000 test images')]
 
 def quick_cases()->list[Case]:
