@@ -10,9 +10,9 @@ __all__ = ['FIG_1', 'FIG_H', 'TAB_H', 'FIG_3', 'SCOPES', 'PERTURBATIONS', 'BASEL
            'Telemetry', 'thinned', 'telemetry', 'overhead', 'run_telemetry', 'exchange', 'survivors', 'refill',
            'permute', 'noisy', 'effective_std', 'perturbed', 'effect', 'perturbed_scores', 'rewound_scores', 'family',
            'correlation', 'effects', 'with_head', 'fresh_start', 'pretext', 'pretrained', 'pretraining', 'trade',
-           'headless', 'sparse_start', 'sparse_scores', 'sparse_pretraining', 'explorer', 'explorer_still', 'together',
-           'less', 'ep1', 'ep2', 'ep3', 'ep4', 'ep5', 'ep6', 'ep7', 'ep8', 'ep9', 'ep10', 'ep11', 'ep12', 'ep13',
-           'ep14', 'ep15', 'ep16', 'ep17', 'ledger']
+           'headless', 'sparse_start', 'sparse_scores', 'sparse_pretraining', 'explorer', 'explorer_still', 'less',
+           'ep1', 'ep2', 'ep3', 'ep4', 'ep5', 'ep6', 'ep7', 'ep8', 'ep9', 'ep10', 'ep11', 'ep12', 'ep13', 'ep14',
+           'ep15', 'ep16', 'ep17', 'ledger']
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 import math, time
@@ -23,7 +23,7 @@ from . import networks as nets
 from .curvature import product_cost, recorded, share, smoothed, spectrum
 from .data import Dataset, blurred, cifar10, mnist1d, random_labels, rotations
 from .engine import WINDOW, Replica, Trace, device_of
-from .experiment import Node, Verdict, compute, decide, figure, step
+from .experiment import Node, Verdict, compute, decide, figure, step, together, verdicts
 from .networks import Network, init_std
 from .plotting import COLORS, INK, band, beside, categorical_steps, empty, grid, scale_note, style
 from .pruning import imp, prunable_weights, remaining, shuffle_mask
@@ -690,14 +690,6 @@ def explorer_still(scale:str=None, kinds=('signs 0, magnitudes k', 'layer', 'lay
     return fig
 
 # %% ../nbs/01_early_phase.ipynb #5a5c30c5
-def together(verdicts:dict # {part: Verdict}
-    )->Verdict:
-    "One verdict for a claim in parts; its size is that of the part that decides."
-    if not verdicts: return Verdict(None, why='nothing computed yet')
-    order = {False: 0, None: 1, True: 2}
-    _,v = min(verdicts.items(), key=lambda nv: order[nv[1].holds])
-    return replace(v, why='; '.join(f'{n}: {o}' + ('' if math.isnan(o.effect) else f' ({o.effect:.1f})' if abs(o.effect) >= .05 else f' ({o.effect:.2g})') for n,o in verdicts.items()))
-
 def _each(values, scale, parts):
     "`parts(study, values)` of every study, as one verdict; what lacks values is left out."
     by,out = {s.name: s for s in studies(scale)},{}
@@ -877,14 +869,5 @@ def ep17(values, scale):
 
 def ledger(scale:str=None):
     "The claims of this chapter with their verdicts, from what is stored."
-    from lth_nb.experiment import FIGURES
-    scale,rows = scale or settings().scale,[]
-    for f in FIGURES.values():
-        if not f.id.startswith('early_phase/') or not f.claims: continue
-        values = f.values(scale, stored=True)
-        for id,(text,judge) in f.claims.items():
-            v = judge(values, scale)
-            size = '' if math.isnan(v.effect) else f'{v.effect:.2g}' + ('' if math.isnan(v.interval[0]) else f' ({v.interval[0]:.2g} to {v.interval[1]:.2g})') + f' {v.unit}'
-            rows.append(dict(claim=id, text=text, verdict=str(v), size=size, by=v.why))
-    rows.sort(key=lambda r: int(r['claim'][2:]))
-    return beside(rows, caption=f'Claims EP1 to EP17 at scale {scale}')
+    scale = scale or settings().scale
+    return beside(verdicts('early_phase', scale, '.2g'), caption=f'Claims EP1 to EP17 at scale {scale}')

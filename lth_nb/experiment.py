@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', 'expression', 'StoreError', 'Store', 'Stores',
            'default_store', 'Stopped', 'Shelf', 'provenance', 'value_of', 'turns', 'run_call', 'Task', 'missing',
            'tick', 'close_pools', 'Fleet', 'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure',
-           'figure', 'mean_interval', 'decide', 'table']
+           'figure', 'mean_interval', 'decide', 'within', 'opposite', 'together', 'judged', 'verdicts', 'table']
 
 # %% ../nbs/lib/experiment.ipynb #81e44f6b
 import atexit, dataclasses, gc, hashlib, inspect, json, math, os, platform, shutil, sys, tempfile, time, uuid, zlib
@@ -747,6 +747,48 @@ def decide(x, # Samples of the deciding size
     holds = (True if hi < threshold else False if lo > threshold else None)
     if not below and holds is not None: holds = not holds
     return Verdict(holds, m, (lo, hi), unit, why)
+
+# %% ../nbs/lib/experiment.ipynb #8be29a81
+def within(x, limit:float, unit:str='points', why:str='')->Verdict:
+    "Whether a size is about zero: yes if its whole interval is within the limit, no if it is wholly outside, else not decided."
+    m,lo,hi = mean_interval(x)
+    return Verdict(None if math.isnan(lo) else True if -limit < lo and hi < limit else False if lo > limit or hi < -limit else None, m, (lo, hi), unit, why)
+
+def opposite(v:Verdict, why:str)->Verdict:
+    "The verdict on the claim that this one does not hold."
+    return dataclasses.replace(v, holds=None if v.holds is None else not v.holds, why=why)
+
+def _size(v, digits): # '1.2 (0.9 to 1.5) points'
+    return '' if math.isnan(v.effect) else f'{v.effect:{digits}}' + ('' if math.isnan(v.interval[0]) else f' ({v.interval[0]:{digits}} to {v.interval[1]:{digits}})') + f' {v.unit}'.rstrip()
+
+def together(verdicts:dict # {part: Verdict}
+    )->Verdict:
+    "One verdict for a claim in parts: no if one part is, yes if all are. Its size is that of the part that decides."
+    if not verdicts: return Verdict(None, why='nothing computed yet')
+    _,v = min(verdicts.items(), key=lambda nv: {False: 0, None: 1, True: 2}[nv[1].holds])
+    said = [f'{n}: {o}' + (f' ({o.why})' if o.why else '' if math.isnan(o.effect) else f' ({o.effect:.2g})') for n,o in verdicts.items()]
+    return dataclasses.replace(v, why='; '.join(said))
+
+def judged(cases, # Each with a `name`
+    values:dict, # {name: its values}
+    judge:Callable, # (case, values) -> Verdict, or None for want of values
+    wanted:Callable=lambda case: True)->Verdict:
+    "One verdict over all cases that are wanted and have values."
+    by = {c.name: c for c in cases}
+    out = {n: judge(by[n], v) for n,v in values.items() if not isinstance(v, Needs) and wanted(by[n])}
+    return together({n: v for n,v in out.items() if v is not None})
+
+def verdicts(chapter:str, scale:str=None, # None: as settings say
+    digits:str='.1f')->list[dict]:
+    "What the stored results say about each claim of a chapter, as rows of a table."
+    scale,rows = scale or settings().scale,[]
+    for f in FIGURES.values():
+        if not f.id.startswith(f'{chapter}/') or not f.claims: continue
+        values = f.values(scale, stored=True)
+        for id,(text,judge) in f.claims.items():
+            v = judge(values, scale)
+            rows.append(dict(claim=id, text=text, verdict=str(v), size=_size(v, digits), by=v.why))
+    return sorted(rows, key=lambda r: int(r['claim'].lstrip('ABCDEFGHIJKLMNOPQRSTUVWXYZ')))
 
 # %% ../nbs/lib/experiment.ipynb #bf21adc4
 def _flat(x, prefix=''):

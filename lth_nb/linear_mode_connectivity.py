@@ -8,8 +8,8 @@ __all__ = ['FIG_2', 'PAPER_FIG_3', 'FIG_3', 'FIG_4', 'PAPER_TABLE_1', 'TAB_1', '
            'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'rewound', 'children', 'lines', 'dense_lines',
            'measured', 'curves', 'barriers', 'end_errors', 'accuracy', 'ticket', 'subnetwork', 'sub_lines', 'at_init',
            'against_k', 'onset', 'median_onset', 'across_sparsities', 'onsets', 'pruned_vgg19', 'lenet_choices',
-           'explorer', 'together', 'lm1', 'lm2', 'lm3', 'lm4', 'lm5', 'lm6', 'matches', 'lm7', 'lm8', 'lm9', 'lm10',
-           'lm11', 'ledger']
+           'explorer', 'lm1', 'lm2', 'lm3', 'lm4', 'lm5', 'lm6', 'matches', 'lm7', 'lm8', 'lm9', 'lm10', 'lm11',
+           'ledger']
 
 # %% ../nbs/02_linear_mode_connectivity.ipynb #5f9e34be
 import math
@@ -18,10 +18,11 @@ from itertools import combinations
 import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
 from .data import Dataset, cifar10, imagenet, mnist, mnist1d, MissingData
-from .experiment import Needs, Node, Verdict, compute, decide, figure, mean_interval
+from .experiment import Needs, Node, Verdict, compute, decide, figure, judged, mean_interval, together, verdicts
 from .networks import Network
 from .plotting import band, beside, categorical_steps, empty, grid, paper_curve, scale_note, style
 from .pruning import imp, remaining, shuffle_mask
+from .settings import settings
 from .training import TABLE_1, Recipe, evaluate, init, instability, line, train
 
 # %% ../nbs/02_linear_mode_connectivity.ipynb #91195306
@@ -451,7 +452,6 @@ TAB_LENET = figure('linear_mode_connectivity/lenet-choices', 'What LeNet depends
 # %% ../nbs/02_linear_mode_connectivity.ipynb #3422c608
 def explorer(scale:str=None, case:str=None):
     "Widgets over Figures 2 and 3: choose k and alpha, see where on the line one stands. Plain figure without ipywidgets."
-    from lth_nb.settings import settings
     scale = scale or settings().scale
     values = {n: v for n,v in FIG_3.values(scale, stored=True).items() if not isinstance(v, Needs)}
     by = {c.name: c for c in cases(scale)}
@@ -480,19 +480,7 @@ def explorer(scale:str=None, case:str=None):
     return w.VBox([w.HBox([k, at]), out])
 
 # %% ../nbs/02_linear_mode_connectivity.ipynb #75f6ff79
-def together(verdicts:dict # {network: Verdict}
-    )->Verdict:
-    "One verdict for a claim about several networks; its size is that of the network that decides."
-    if not verdicts: return Verdict(None, why='nothing computed yet')
-    order = {False: 0, None: 1, True: 2}
-    name,v = min(verdicts.items(), key=lambda nv: order[nv[1].holds])
-    return replace(v, why='; '.join(f'{n} {o}' + (f' ({o.why})' if o.why else '') for n,o in verdicts.items()))
-
-def _each(values, scale, judge, wanted=lambda c: True):
-    "`judge` every case that is wanted and has values."
-    by = {c.name: c for c in cases(scale)}
-    out = {n: judge(by[n], v) for n,v in values.items() if not isinstance(v, Needs) and wanted(by[n])}
-    return together({n: v for n,v in out.items() if v is not None})
+def _each(values, scale, judge, wanted=lambda c: True): return judged(cases(scale), values, judge, wanted)
 
 _large = lambda c: c.setting == 'standard'
 _small = lambda c: c.setting == 'small'
@@ -609,17 +597,7 @@ def lm11(values, scale):
     return together(out)
 
 # %% ../nbs/02_linear_mode_connectivity.ipynb #dff553b5
-def ledger(scale:str=None, ids=None):
+def ledger(scale:str=None):
     "The claims of this chapter with their verdicts, from what is stored."
-    from lth_nb.experiment import FIGURES
-    from lth_nb.settings import settings
-    scale,rows = scale or settings().scale,[]
-    for f in FIGURES.values():
-        if not f.id.startswith('linear_mode_connectivity/') or not f.claims: continue
-        values = f.values(scale, stored=True)
-        for id,(text,judge) in f.claims.items():
-            v = judge(values, scale)
-            size = '' if math.isnan(v.effect) else f'{v.effect:.1f}' + ('' if math.isnan(v.interval[0]) else f' ({v.interval[0]:.1f} to {v.interval[1]:.1f})') + f' {v.unit}'
-            rows.append(dict(claim=id, text=text, verdict=str(v), size=size, by=v.why))
-    rows.sort(key=lambda r: int(r['claim'][2:]))
-    return beside(rows, caption=f'Claims LM1 to LM11 at scale {scale}')
+    scale = scale or settings().scale
+    return beside(verdicts('linear_mode_connectivity', scale), caption=f'Claims LM1 to LM11 at scale {scale}')

@@ -11,8 +11,8 @@ __all__ = ['RULES', 'CONDITIONS', 'PAPER_S914', 'KINDS', 'LRS', 'CIFAR', 'TINY',
            'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'grid_of', 'accuracies', 'preliminary',
            'across', 'runs_of', 'prize_of', 'panels_of', 'prefers_small', 'prefers_imp', 'summary', 'doors',
            'two_rates', 'Route', 'path_of', 'without_residual', 'paths', 'shapes', 'overlap', 'overlap_of',
-           'correlation', 'rewound', 'lights', 'explorer', 'together', 'sc1', 'sc2', 'sc3', 'sc4', 'sc5', 'sc6', 'sc7',
-           'sc8', 'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
+           'correlation', 'rewound', 'lights', 'explorer', 'sc1', 'sc2', 'sc3', 'sc4', 'sc5', 'sc6', 'sc7', 'sc8',
+           'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
 
 # %% ../nbs/03_sanity_checks.ipynb #6d92017a
 import csv, math
@@ -22,7 +22,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
 from .data import Dataset, MissingData, cifar10, cifar100, imagenet, mnist1d, tiny_imagenet
-from .experiment import FIGURES, Needs, Node, Verdict, decide, figure, mean_interval, step
+from .experiment import Needs, Node, Verdict, decide, figure, judged, mean_interval, opposite, step, together, verdicts, within
 from .landscape import draw_landscape, landscape, shape
 from .networks import Network
 from .plotting import band, beside, empty, grid, scale_note, style
@@ -876,24 +876,11 @@ def explorer(scale:str=None):
     return w.VBox([w.HBox([net, s, lr]), out])
 
 # %% ../nbs/03_sanity_checks.ipynb #73ac92dc
-def together(verdicts:dict # {what: Verdict}
-    )->Verdict:
-    "One verdict for several; its size is that of the one that decides."
-    if not verdicts: return Verdict(None, why='nothing computed yet')
-    order = {False: 0, None: 1, True: 2}
-    v = min(verdicts.values(), key=lambda v: order[v.holds])
-    return replace(v, why='; '.join(f'{n}: {o}' + (f' ({o.why})' if o.why else '') for n,o in verdicts.items()))
-
-def _of(values, scale, judge, wanted=lambda c: True):
-    by = {c.name: c for c in cases(scale)}
-    out = {n: judge(by[n], v) for n,v in values.items() if not isinstance(v, Needs) and wanted(by[n])}
-    return together({n: v for n,v in out.items() if v is not None})
+def _of(values, scale, judge, wanted=lambda c: True): return judged(cases(scale), values, judge, wanted)
 
 def _gap(by, a, b, lr): # differences over seeds, or None
     d = accuracies(by[a][lr]) - accuracies(by[b][lr])
     return d if len(d) and np.isfinite(d).all() else None
-
-def _not(v, why): return replace(v, holds=None if v.holds is None else not v.holds, why=why)
 
 @FIG_1.claim('SC1', 'The winning ticket is there at small learning rates, not at the larger one.')
 def sc1(values, scale):
@@ -966,7 +953,7 @@ def sc8(values, scale):
             i,o = (shapes(panels[f'{how}, {lr}']['map'])['convex'] for how in ('IMP', 'OMP'))
             if len(i) and len(i) == len(o):
                 v = decide(100*(i - o), 0, below=False, why='convex places, IMP minus OMP')
-                out[f'{net}, {lr}'] = v if net == 'with residual' else replace(v, holds=None if v.holds is None else not v.holds, why=v.why + ', none expected')
+                out[f'{net}, {lr}'] = v if net == 'with residual' else opposite(v, v.why + ', none expected')
     return together(out)
 
 @TAB_4.claim('SC9', 'Another learning rate for the subnetwork can help.')
@@ -989,7 +976,7 @@ def sc10(values, scale):
     def judge(c, v):
         if c.size != 'small' or not (ready := [by for by in v.values() if _done(by)]): return None
         x = prefers_small(ready[-1])
-        return x if c.residual else _not(x, x.why + ', no gain expected')
+        return x if c.residual else opposite(x, x.why + ', no gain expected')
     return _of(values, scale, judge)
 
 @TAB_3.claim('SC11', 'The more redundant the network, the higher the sparsity can be.')
@@ -1002,20 +989,11 @@ def sc12(values, scale):
         lr,tau = max(c.lrs),rules_for(c.data.name).similar
         d = _gap(ready[-1], 'LT-IMP', 'RR-IMP', lr)
         if d is None: return None
-        m,lo,hi = mean_interval(d)
-        return Verdict(None if math.isnan(lo) else True if -tau < lo and hi < tau else False if lo > tau or hi < -tau else None, m, (lo, hi), 'points', f'LT minus RR at lr {lr:g}; similar within {tau:g}')
+        return within(d, tau, why=f'LT minus RR at lr {lr:g}; similar within {tau:g}')
     return _of(values, scale, judge, lambda c: c.size == 'small')
 
 # %% ../nbs/03_sanity_checks.ipynb #80756132
 def ledger(scale:str=None):
     "The claims of this chapter with their verdicts, from what is stored."
-    scale,rows = scale or settings().scale,[]
-    for f in FIGURES.values():
-        if not f.id.startswith('sanity_checks/') or not f.claims: continue
-        values = f.values(scale, stored=True)
-        for id,(text,judge) in f.claims.items():
-            v = judge(values, scale)
-            size = '' if math.isnan(v.effect) else f'{v.effect:.1f}' + ('' if math.isnan(v.interval[0]) else f' ({v.interval[0]:.1f} to {v.interval[1]:.1f})') + f' {v.unit}'
-            rows.append(dict(claim=id, text=text, verdict=str(v), size=size, by=v.why))
-    rows.sort(key=lambda r: int(r['claim'][2:]))
-    return beside(rows, caption=f'Claims SC1 to SC12 at scale {scale}')
+    scale = scale or settings().scale
+    return beside(verdicts('sanity_checks', scale), caption=f'Claims SC1 to SC12 at scale {scale}')

@@ -8,8 +8,7 @@ __all__ = ['RATES', 'MASKS', 'KINDS', 'FIG_1', 'FIG_3', 'PAPER_DENSE', 'PAPER_BE
            'TAB_NOTIONS', 'Case', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases',
            'dense', 'sparse', 'path', 'iterative', 'admm_run', 'mask_of', 'under', 'accuracy', 'accuracies',
            'dense_accuracy', 'acc', 'portrait', 'pruned_layers', 'ratios', 'along', 'copies', 'notions', 'prize',
-           'sanity_verdict', 'explorer', 'together', 'within', 'wins', 'wc1', 'wc2', 'wc3', 'wc4', 'wc5', 'wc6',
-           'ledger']
+           'sanity_verdict', 'explorer', 'wins', 'wc1', 'wc2', 'wc3', 'wc4', 'wc5', 'wc6', 'ledger']
 
 # %% ../nbs/04_weight_correlation.ipynb #5ebac4a2
 import math
@@ -17,10 +16,11 @@ from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
 from .data import Dataset, MissingData, cifar10, cifar100, mnist, mnist1d
-from .experiment import Needs, Node, Verdict, decide, figure, mean_interval, step
+from .experiment import Needs, Node, Verdict, decide, figure, judged, step, together, verdicts, within
 from .networks import Network
 from .plotting import INK, band, beside, empty, grid, scale_note, style
 from .pruning import admm, correlation, indicator, null, overlap, prunable_weights, prune, shared, z_score
+from .settings import settings
 from .training import Recipe, evaluate, init, instability, line, train
 
 # %% ../nbs/04_weight_correlation.ipynb #8c9b257d
@@ -581,7 +581,6 @@ TAB_NOTIONS = figure('weight_correlation/four-notions', 'Four notions on the sam
 # %% ../nbs/04_weight_correlation.ipynb #ab0e8b51
 def explorer(scale:str=None, case:str=None):
     "Widgets over R_p along training: choose p and the step, see each layer at both learning rates. Plain figure without ipywidgets."
-    from lth_nb.settings import settings
     scale = scale or settings().scale
     values = {n: v for n,v in FIG_ALONG.values(scale, stored=True).items() if not isinstance(v, Needs)}
     by = {c.name: c for c in cases(scale)}
@@ -617,26 +616,9 @@ def explorer(scale:str=None, case:str=None):
     return w.VBox([w.HBox([p, at]), out])
 
 # %% ../nbs/04_weight_correlation.ipynb #ec2aecac
-def together(verdicts:dict, # {name: Verdict}
-    )->Verdict:
-    "One verdict for several: no if one is, yes if all are. Its size is that of the one that decides."
-    if not verdicts: return Verdict(None, why='nothing computed yet')
-    name,v = min(verdicts.items(), key=lambda nv: {False: 0, None: 1, True: 2}[nv[1].holds])
-    if len(verdicts) == 1: return v
-    said = [f'{n} {o}' + (f' ({o.why})' if o.why else '') for n,o in verdicts.items()]
-    return replace(v, why='; '.join(said) if len(said) < 5 else f'{sum(o.holds is True for o in verdicts.values())} of {len(said)} parts hold; decided by {name}')
-
-def _each(values, scale, judge):
-    by = {c.name: c for c in cases(scale)}
-    out = {n: judge(by[n], v) for n,v in values.items() if not isinstance(v, Needs)}
-    return together({n: v for n,v in out.items() if v is not None})
+def _each(values, scale, judge): return judged(cases(scale), values, judge)
 
 def _there(*lists): return all(x is not None for xs in lists for x in xs)
-
-def within(x, limit:float, unit='points', why='')->Verdict:
-    "Whether a size is about zero: its whole interval within the limit, or wholly outside."
-    m,lo,hi = mean_interval(x)
-    return Verdict(None if math.isnan(lo) else True if -limit < lo and hi < limit else False if lo > limit or hi < -limit else None, m, (lo, hi), unit, why)
 
 # %% ../nbs/04_weight_correlation.ipynb #34e9da08
 def wins(dense, ticket, reinit, gap=.5)->Verdict:
@@ -702,14 +684,5 @@ def wc6(values, scale):
 # %% ../nbs/04_weight_correlation.ipynb #7e9211d0
 def ledger(scale:str=None):
     "The claims of this chapter with their verdicts, from what is stored."
-    from lth_nb.experiment import FIGURES
-    from lth_nb.settings import settings
-    scale,rows = scale or settings().scale,[]
-    for f in FIGURES.values():
-        if not f.id.startswith('weight_correlation/') or not f.claims: continue
-        values = f.values(scale, stored=True)
-        for id,(text,judge) in f.claims.items():
-            v = judge(values, scale)
-            size = '' if math.isnan(v.effect) else f'{v.effect:.1f}' + ('' if math.isnan(v.interval[0]) else f' ({v.interval[0]:.1f} to {v.interval[1]:.1f})') + f' {v.unit}'
-            rows.append(dict(claim=id, text=text, verdict=str(v), size=size, by=v.why))
-    return beside(sorted(rows, key=lambda r: r['claim']), caption=f'Claims WC1 to WC6 at scale {scale}')
+    scale = scale or settings().scale
+    return beside(verdicts('weight_correlation', scale), caption=f'Claims WC1 to WC6 at scale {scale}')
