@@ -10,9 +10,8 @@ __all__ = ['RULES', 'CONDITIONS', 'PAPER_S914', 'KINDS', 'LRS', 'CIFAR', 'TINY',
            'counts', 'small_dense', 'dense', 'mask_of', 'run', 'score', 'cifar_cases', 'large_cases', 'paper_cases',
            'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'grid_of', 'accuracies', 'preliminary',
            'across', 'runs_of', 'prize_of', 'panels_of', 'prefers_small', 'prefers_imp', 'summary', 'doors',
-           'two_rates', 'Route', 'path_of', 'without_residual', 'paths', 'shapes', 'overlap', 'overlap_of',
-           'correlation', 'rewound', 'lights', 'explorer', 'sc1', 'sc2', 'sc3', 'sc4', 'sc5', 'sc6', 'sc7', 'sc8',
-           'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
+           'two_rates', 'Route', 'path_of', 'without_residual', 'paths', 'shapes', 'starts', 'rewound', 'lights',
+           'explorer', 'sc1', 'sc2', 'sc3', 'sc4', 'sc5', 'sc6', 'sc7', 'sc8', 'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
 
 # %% ../nbs/03_sanity_checks.ipynb #6d92017a
 import csv, math
@@ -22,11 +21,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
 from .data import Dataset, MissingData, cifar10, cifar100, imagenet, mnist1d, tiny_imagenet
-from .experiment import Needs, Node, Verdict, decide, figure, judged, mean_interval, opposite, step, together, verdicts, within
+from .experiment import Needs, Node, Verdict, decide, figure, judged, mean_interval, opposite, together, verdicts, within
 from .landscape import draw_landscape, landscape, shape
 from .networks import Network
 from .plotting import band, beside, empty, grid, scale_note, style
-from .pruning import imp, prunable_weights, prune
+from .pruning import correlation, imp, indicator, null, prune
 from .settings import settings
 from .training import Recipe, Trajectory, evaluate, init, train
 
@@ -778,34 +777,12 @@ def _draw_shapes(values, scale):
 TAB_SHAPE = figure('sanity_checks/shape', 'How convex the loss is around the path', 'not in the paper; numbers for its Figures 4 and 5',
     plan=lambda scale: {'with residual': paths(path_of(scale), True), 'without': paths(path_of(scale), False)}, draw=_draw_shapes)
 
-# %% ../nbs/03_sanity_checks.ipynb #9e29b15f
-def overlap(a:dict, b:dict, # {name: weight}
-    mask:dict, # {name: bool}: only weights that remain
-    p:float)->float:
-    "R_p: how many of the p largest weights of each layer are the same (section 3.2, Figure 6)."
-    if not 0 < p <= 1: raise ValueError(f'p={p}: a share of the weights, above 0 and at most 1')
-    same = most = 0
-    for n,m in mask.items():
-        x,y = (w[n].flatten().abs()[m.flatten()] for w in (a, b))
-        if not len(x): continue
-        k = max(1, round(p*len(x)))
-        tops = [set(torch.topk(v, k).indices.tolist()) for v in (x, y)]
-        same += len(tops[0] & tops[1]); most += k
-    if not most: raise ValueError('the mask keeps no weight: there is nothing to compare')
-    return same/most
-
-@step
-def overlap_of(start, end, mask, p, exempt=())->float:
-    "`overlap` of two states under a mask, over the pruned layers."
-    inner = {n: m for n,m in mask.items() if n not in exempt}
-    return overlap(prunable_weights(start), prunable_weights(end), inner, p)
-
 # %% ../nbs/03_sanity_checks.ipynb #af12cadc
-def correlation(c:Case)->dict:
-    "{start: {lr: R_p by seed}}: the trained dense network against its own start and another, under the mask at s = .832."
+def starts(c:Case)->dict:
+    "{start: {lr: overlaps by seed}}: the trained dense network against its own start and another, under the mask at s = .832."
     l,out = 8 if c.fraction == .2 and 8 in (*c.levels, *c.more) else c.levels[0],{}
     def node(lr, i, seed):
-        return overlap_of(init(c.network, seed=seed), dense(c, lr, i).at('end'), mask_of(c, lr, i, l, 'IMP'), .1, exempt=c.exempt).label(network=c.name, lr=lr, seed=i)
+        return correlation(dense(c, lr, i).at('end'), init(c.network, seed=seed), ps=(.1,), mask=mask_of(c, lr, i, l, 'IMP'), exempt=c.exempt).label(network=c.name, lr=lr, seed=i)
     for name,shift in (('own start', 0), ('another start', 1000)): out[name] = {lr: [node(lr, i, shift + i) for i in range(c.seeds)] for lr in c.lrs}
     return out
 
@@ -815,15 +792,17 @@ def _draw_6(values, scale):
     for ax,(n,v) in zip(axs, values.items()):
         ax.set_title(_title(by[n]))
         for (name,lrs),color in zip(v.items(), ('C0', 'C1')):
-            s = np.array([[np.nan if x is None else x for x in vs] for vs in lrs.values()]).T
+            s = np.array([[np.nan if x is None else indicator(x)[0] for x in vs] for vs in lrs.values()]).T
             if np.isfinite(s).any(): band(ax, range(s.shape[1]), s, label=f'{name} against trained', color=color)
         if not ax.lines: empty(ax, 'not computed yet'); continue
-        ax.axhline(.1, color='0.5', lw=.8, ls=(0, (2, 2))); _lr_axis(ax, by[n].lrs); ax.set(ylabel='$R_p$, $p = 0.1$', ylim=(0, None)); ax.legend(fontsize=6)
+        mean,sd = (x[0] for x in null(next(x for lrs in v.values() for vs in lrs.values() for x in vs if x is not None)))
+        ax.axhspan(mean - 2*sd, mean + 2*sd, color='0.5', alpha=.3, lw=0, label='independent')
+        _lr_axis(ax, by[n].lrs); ax.set(ylabel='$R_p$, $p = 0.1$', ylim=(0, None)); ax.legend(fontsize=6)
     return _finish(fig, values, scale)
 
 _CORRELATED = ('ResNet-20', 'VGG-16')
 FIG_6 = figure('sanity_checks/figure-6', 'Weight correlation', 'sanity checks, Figure 6',
-    plan=lambda scale: _planned(scale, correlation, lambda c: (c.like or c.name) in _CORRELATED and 'code' not in c.name and 'decay' not in c.name), draw=_draw_6)
+    plan=lambda scale: _planned(scale, starts, lambda c: (c.like or c.name) in _CORRELATED and 'code' not in c.name and 'decay' not in c.name), draw=_draw_6)
 
 # %% ../nbs/03_sanity_checks.ipynb #0f5f7547
 def rewound(c:Case)->dict:

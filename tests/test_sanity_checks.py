@@ -236,19 +236,6 @@ def test_preferences():
     assert sc.prefers_imp({**by, 'LT-OMP': {.01: [None]*3, .1: [None]*3}}).holds is None
 
 
-def test_overlap_against_the_formula():
-    import torch
-    g = torch.Generator().manual_seed(1)
-    a,b = ({n: torch.randn(30, 20, generator=g) for n in 'uv'} for _ in range(2))
-    mask = {n: torch.rand(30, 20, generator=g) > .4 for n in 'uv'}
-    want = [0, 0]
-    for n in 'uv':
-        keep = mask[n].flatten().nonzero().squeeze(1).tolist(); k = round(.2*len(keep))
-        top = lambda w: set(sorted(keep, key=lambda i: -abs(float(w[n].flatten()[i])))[:k])
-        want[0] += len(top(a) & top(b)); want[1] += k
-    assert sc.overlap(a, b, mask, .2) == pytest.approx(want[0]/want[1])
-
-
 def test_ledger_holds_every_claim_of_the_slides():
     assert sorted((id for f in CHAPTER for id in f.claims), key=lambda i: int(i[2:])) == [f'SC{i}' for i in range(1, 13)]
     for f in CHAPTER:
