@@ -11,7 +11,7 @@ Floors: FLOP are two a multiplication of the convolutions and linear layers, for
 bytes are 14 passes over each convolution's output (2 of the convolution, 3 of BatchNorm and ReLU forward, 5 and 4 of them backward)
 and 32 a weight. Both are divided by what this device was measured to do in this run: a copy, and a matrix product in the same precision.
 """
-import argparse, gc, json, os, platform, resource, statistics, subprocess, sys, tempfile, time
+import argparse, gc, json, os, platform, statistics, subprocess, sys, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,7 +146,7 @@ def side_by_side(case, device, ks, seconds):
             run = together(reps)
             t = in_turns(Clock(device), dict(ours=run), seconds, 3)['ours']/k
         except torch.OutOfMemoryError: rows.append(dict(replicas=k, seconds=None)); break
-        taken = before - free(device) if device != 'cpu' else 1024*resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        taken = before - free(device) if device != 'cpu' else None   # a process's own peak says nothing of one replica
         rows.append(dict(replicas=k, seconds=t, per_second=1/t, memory=taken,
                          floors_by_bytes=t/floor['seconds_by_bytes'], floors_by_flop=t/floor['seconds_by_flop']))
     return dict(case=case, floor=floor, rows=rows)
@@ -250,14 +250,17 @@ def report(r, *parts):
 
 def _plain(x):
     beside = lambda o: f"{ms(o['seconds']['ours side by side'])} ({o['replicas']})" if o['replicas'] > 1 else '-'
-    return table(['milliseconds a replica-step', 'plain script', 'ours, one', 'ours, side by side', 'plain / ours', 'the plain script at its best'],
-        [[o['case'], ms(o['seconds']['plain']), ms(o['seconds']['ours']), beside(o), f"{o['ratio']:.1f}",
-          ', '.join(f'{k} {v}' for k,v in o['way'].items())] for o in x])
+    many = any(o['replicas'] > 1 for o in x)
+    yes = lambda v: {True: 'yes', False: 'no'}.get(v, v) if isinstance(v, bool) else v
+    return table(['milliseconds a replica-step', 'plain script', 'ours, one', *['ours, side by side']*many, 'plain / ours', 'the plain script at its best'],
+        [[o['case'], ms(o['seconds']['plain']), ms(o['seconds']['ours']), *[beside(o)]*many, f"{o['ratio']:.1f}",
+          ', '.join(f'{k} {yes(v)}' for k,v in o['way'].items())] for o in x])
 
 def _replicas(x):
-    numbers = lambda q: [ms(q['seconds']), f"{q['per_second']:,.1f}", f"{q['memory']/2**30:.2f}", f"{q['floors_by_bytes']:.1f}", f"{q['floors_by_flop']:.1f}"]
-    return table(['replicas in one process', 'milliseconds a replica-step', 'replica-steps a second', 'memory, GiB', 'times the floor by bytes', 'times the floor by FLOP'],
-        [[f"{o['case']}, {q['replicas']}", *(numbers(q) if q['seconds'] else ['out of memory', '', '', '', ''])] for o in x for q in o['rows']])
+    known = any(q.get('memory') for o in x for q in o['rows'])
+    numbers = lambda q: [ms(q['seconds']), f"{q['per_second']:,.1f}", *[f"{q['memory']/2**30:.2f}" for _ in range(known)], f"{q['floors_by_bytes']:.1f}", f"{q['floors_by_flop']:.1f}"]
+    head = ['replicas in one process', 'milliseconds a replica-step', 'replica-steps a second', *['memory, GiB']*known, 'times the floor by bytes', 'times the floor by FLOP']
+    return table(head, [[f"{o['case']}, {q['replicas']}", *(numbers(q) if q['seconds'] else ['out of memory'] + ['']*(len(head) - 2))] for o in x for q in o['rows']])
 
 def _processes(x):
     return table(['processes, one thread each', 'one: steps a second', 'two: steps a second', 'gain'],
@@ -265,12 +268,14 @@ def _processes(x):
 
 def _compiled(x):
     return table(['torch.compile of the network', 'without, milliseconds', 'with, milliseconds', 'gain'],
-                 [[f"{o['case']}, {o['replicas']} replicas", ms(o['seconds']['False']), ms(o['seconds']['True']), f"{o['gain']:.2f}"] for o in x])
+                 [[o['case'] + (f", {o['replicas']} replicas" if o['replicas'] > 1 else ''), ms(o['seconds']['False']), ms(o['seconds']['True']), f"{o['gain']:.2f}"] for o in x])
 
 def _data(x): return table(['data path', 'milliseconds a batch', 'milliseconds a step', 'share'],
                            [[o['case'], ms(o['seconds']['data']), ms(o['seconds']['step']), f"{100*o['share']:.1f} %"] for o in x])
 
-def _parts(x): return table(['what else', ''], [[k, f'{100*v:.1f} %' if 'share' in k else f'{ms(v)} ms'] for k,v in x.items()])
+def _parts(x):
+    size = lambda k, v: ('within the noise' if v < 0 else f'{100*v:.1f} %') if 'share' in k else f'{v:.1f} s' if v > 10 else f'{ms(v)} ms'
+    return table(['what else', ''], [[k, size(k, v)] for k,v in x.items()])
 
 
 def main():

@@ -7,6 +7,7 @@ __all__ = ['CHAPTERS', 'figures', 'run', 'status', 'publish', 'main']
 
 # %% ../nbs/lib/cli.ipynb #d0b48d43
 import argparse, importlib, importlib.util, sys, time
+from . import __version__
 from .experiment import (ComputeError, FIGURES, Needs, Store, StoreError, _nodes, compute, default_store, expression, table)
 from .settings import SCALES, settings
 
@@ -63,6 +64,8 @@ def status(chapter=None, scale=None)->str:
 def publish(chapter, scale, to)->int:
     "Copy the results that a chapter's figures show at a scale into a folder; weights and masks stay where they are."
     store,out,n = default_store(),Store(to),0
+    if not any(store.has(node.path) for f in figures(chapter) for node in _nodes(f.nodes(scale))):
+        raise ValueError(f'no results of {chapter} at scale {scale} in {store.own.url}: lth-nb run {chapter} --scale {scale} makes them')
     for node in {n for f in figures(chapter) for n in _nodes(f.nodes(scale))}:
         if not store.has(node.path) or out.has(node.path): continue
         r = store.record(node.path)
@@ -74,6 +77,7 @@ def publish(chapter, scale, to)->int:
 # %% ../nbs/lib/cli.ipynb #91d8405d
 def _parser():
     p = argparse.ArgumentParser('lth-nb', description='The chapters of lth_nb from the command line.')
+    p.add_argument('--version', action='version', version=f'lth_nb {__version__}')
     sub = p.add_subparsers(dest='do', required=True)
     r = sub.add_parser('run', help='compute what the figures of a chapter need')
     r.add_argument('chapter'); r.add_argument('--scale', choices=SCALES); r.add_argument('--minutes', type=float, help='stop cleanly after so many')
@@ -95,6 +99,7 @@ def main(argv=None)->int:
         elif a.do == 'publish': print(f'{publish(a.chapter, a.scale, a.to)} results copied to {a.to}')
         else:
             t = table(step=a.step)
+            if a.step and not len(t): raise ValueError(f'no results of a step {a.step!r}; there are {", ".join(sorted(set(table().get("step", ())))) or "none"}')
             if a.out and a.out.endswith('.parquet'): t.astype({c: str for c in t.columns if t[c].dtype == object}).to_parquet(a.out)
             elif a.out and not a.out.endswith('.csv'): raise ValueError(f'--out {a.out}: use a name that ends in .csv or .parquet')
             else: t.to_csv(a.out or sys.stdout, index=False)

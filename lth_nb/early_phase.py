@@ -106,7 +106,9 @@ def smoke_studies()->list[Study]:
 
 def studies(scale:str)->list[Study]:
     "The studies of a scale."
-    return dict(smoke=smoke_studies, quick=quick_studies, cpu=cpu_studies, gpu=gpu_studies, paper=paper_studies)[scale]()
+    by = dict(smoke=smoke_studies, quick=quick_studies, cpu=cpu_studies, gpu=gpu_studies, paper=paper_studies)
+    if scale not in by: raise ValueError(f'scale={scale!r}: use one of {", ".join(by)}')
+    return by[scale]()
 
 # %% ../nbs/01_early_phase.ipynb #5c14699c
 def dense(s:Study, i:int): # A trajectory
@@ -560,7 +562,7 @@ def pretrained(s:Study, task:str, epochs, i:int)->Node: # A state at step 0 of t
     "Pretrain seed i on a task."
     data,network,recipe = pretext(s, task)
     w0 = init(s.network, seed=i)
-    run = train(w0 if network == s.network else with_head(w0, network, seed=i), data, recipe, order=100*i + 50)
+    run = train(w0 if network == s.network else with_head(w0, network, seed=i), data, recipe, order=100*i + 50, first=0)
     end = run.at(s.steps(epochs))
     return fresh_start(end) if network == s.network else with_head(end, s.network, seed=10**6 + i)
 

@@ -16,7 +16,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Data, Dataset
 from .experiment import tick
-from .networks import Network
+from .networks import Network, takes
 from .recipes import PRECISIONS, Recipe, learning_rates
 
 # %% ../nbs/lib/engine.ipynb #953e9cdc
@@ -125,6 +125,7 @@ class Replica:
         self._bury()
         self.rates = learning_rates(recipe, data).to(device)
         loaded = data.load(device)
+        takes(network_of(state), tuple(loaded.shape), loaded.classes)
         self.resident = isinstance(loaded, Data)
         self.batches = loaded.batches(recipe.batch, order, recipe.augment, dtype=torch.bfloat16 if recipe.precision == 'bf16' else dtype,
                                       **({} if self.resident else dict(workers=_loaders(device))))
@@ -405,6 +406,7 @@ class Probe:
     "A network in evaluation mode into which weights are put. `vector(state)` is all of a state's numbers, BatchNorm's statistics included."
     def __init__(self, network:Network, data, # Loaded data
         size:int=None): # Examples at a time; None: 2000 on a GPU, on a CPU the 100 that stay in its caches
+        takes(network, tuple(data.shape), data.classes)
         self.data,self.size = data,size or (2000 if data.device.type == 'cuda' else 100)
         self.net = network.build().to(device=data.device, memory_format=torch.channels_last).eval()
         self.parts = {n: t for n,t in (*self.net.named_parameters(), *self.net.named_buffers()) if t.is_floating_point()}

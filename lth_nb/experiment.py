@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FIGURES', 'canonical', 'digest', 'Step', 'step', 'Node', 'expression', 'StoreError', 'Store', 'Stores',
-           'default_store', 'Stopped', 'Shelf', 'provenance', 'value_of', 'turns', 'run_call', 'Task', 'missing',
-           'tick', 'close_pools', 'Fleet', 'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict', 'Figure',
-           'figure', 'mean_interval', 'decide', 'within', 'opposite', 'together', 'judged', 'verdicts', 'table']
+           'default_store', 'Stopped', 'Shelf', 'processor', 'provenance', 'value_of', 'turns', 'run_call', 'Task',
+           'missing', 'tick', 'close_pools', 'Fleet', 'Progress', 'ComputeError', 'compute', 'Needs', 'Verdict',
+           'Figure', 'figure', 'mean_interval', 'decide', 'within', 'opposite', 'together', 'judged', 'verdicts',
+           'table']
 
 # %% ../nbs/lib/experiment.ipynb #81e44f6b
 import atexit, dataclasses, gc, hashlib, inspect, json, math, os, platform, shutil, sys, tempfile, time, uuid, zlib
@@ -14,7 +15,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, update_wrapper
+from functools import cache, partial, update_wrapper
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable
@@ -320,12 +321,19 @@ class Shelf:
         if late: raise Stopped()
     def done(self)->None: self.store.remove(self._scratch)
 
+@cache
+def processor()->str: # 'AMD EPYC, AVX512'
+    "The CPU and the instructions that PyTorch uses of it: where both are the same, so are the bits."
+    try: name = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration): name = platform.processor() or platform.machine()
+    return f'{name}, {torch.backends.cpu.get_cpu_capability()}'
+
 def provenance(seconds:float)->dict:
     "What a result says about where it was made."
     from lth_nb import __version__
     d = settings().device
     if d == 'auto': d = 'cuda' if torch.cuda.is_available() else 'cpu'
-    name = torch.cuda.get_device_name() if d.startswith('cuda') else platform.machine()
+    name = torch.cuda.get_device_name() if d.startswith('cuda') else processor()
     return dict(date=time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), seconds=round(seconds, 2), device=d, machine=name,
                 threads=torch.get_num_threads(), layout='channels_last', lth_nb=__version__, torch=torch.__version__, python=platform.python_version())
 
@@ -646,6 +654,8 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     quiet:bool=False, # No progress bar
     )->Any: # `x` with every node replaced by its value
     "Run what is missing, store it, and give back values. Raises `ComputeError` if a call failed, once all others are done."
+    if not isinstance(x, (Node, dict, list, tuple)): raise TypeError(f'{x!r:.60} ({type(x).__name__}) is no node: of a trajectory, compute a state, such as run.at("end")')
+    if minutes is not None and not minutes >= 0: raise ValueError(f'minutes={minutes}: use 0 or more')
     store = store or default_store()
     store.refresh()
     s = settings(device=device, workers=workers)
@@ -666,8 +676,9 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     if failed:
         real = {c: e for c,e in failed.items() if e is not None}
         c,e = next(iter(real.items()))
-        raise ComputeError(f'{len(real)} of {len(tasks)} calls failed, {len(failed) - len(real)} more waited for them; all others are stored. '
-                           f'The first: {tasks[c].nodes[0]!r}: {type(e).__name__}: {e}') from e
+        waited,others = len(failed) - len(real),len(tasks) - len(failed)
+        raise ComputeError(f'{tasks[c].nodes[0]!r} failed: {type(e).__name__}: {e}' + f'. {len(real)} of {len(tasks)} calls failed'*(len(tasks) > 1)
+                           + f', {waited} more waited for them'*bool(waited) + '; all others are stored'*bool(others)) from e
     return _map(x, get)
 
 # %% ../nbs/lib/experiment.ipynb #6751bdb8

@@ -131,7 +131,9 @@ def smoke_cases()->list[Case]:
 
 def cases(scale:str)->list[Case]:
     "The cases of a scale."
-    return dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)[scale]()
+    by = dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)
+    if scale not in by: raise ValueError(f'scale={scale!r}: use one of {", ".join(by)}')
+    return by[scale]()
 
 # %% ../nbs/02_linear_mode_connectivity.ipynb #75f95709
 def rewound(c:Case, k, i:int # Step, and number of the initialisation
@@ -397,12 +399,13 @@ def pruned_vgg19(scale:str)->dict:
         r = Recipe(112480, batch=64, lr=.1, milestones=('80ep', '120ep'), weight_decay=1e-4, augment=True)
         return dict(name='VGG-19', network=nets.vgg19, data=cifar10(), recipes={'0.1': r, '0.1, warmup': replace(r, warmup='10K'), '0.01': replace(r, lr=.01)},
                     read=(30000, 60000, 112480), levels=range(1, 21) if scale == 'paper' else (2, 6, 11, 16), inits=5 if scale == 'paper' else 1, exempt=_last(nets.vgg19))
-    T,d = (1000, mnist1d()) if scale in ('quick', 'cpu') else (30, mnist1d(train=256, test=128))
+    T,d = (1000, mnist1d()) if scale == 'quick' else (30, mnist1d(train=256, test=128))
     r = Recipe(T, batch=32, lr=.5, milestones=(T//2, 3*T//4))
     return dict(name='Conv (for VGG-19)', network=nets.mnist1d_conv, data=d, recipes={'0.5': r, '0.5, warmup': replace(r, warmup=3*T//10), '0.02': replace(r, lr=.02)},
                 read=(T//4, T//2, T), levels=(4, 8) if T > 30 else (1,), inits=2 if T > 30 else 1, exempt=())
 
 def _plan_vgg19(scale):
+    if scale == 'cpu': return {'VGG-19': Needs('scale gpu or paper')}
     p = pruned_vgg19(scale)
     def points(rate, recipe, i): # {kind: {level: {step: node}}}
         retrain = lambda mask, n: train(init(p['network'], seed=i), p['data'], recipe, order=n, mask=mask).at('end')
@@ -416,6 +419,9 @@ def _plan_vgg19(scale):
 def _draw_vgg19(values, scale):
     p = pruned_vgg19(scale)
     fig,axs = grid(3, size=(3.3, 2.8))
+    if 'VGG-19' in values:
+        for ax in axs: empty(ax, str(values['VGG-19']))
+        return fig
     for ax,s in zip(axs, p['read']):
         for j,(rate,inits) in enumerate(values.items()):
             for kind,ls in (('imp', '-'), ('reinit', ':')):
@@ -504,7 +510,8 @@ def lm3(values, scale):
         if len(ks) < 2: return None
         first = next((k for k in ks if mean_interval(barriers(measured(v[k])))[0] < 2), None)
         fall = decide(barriers(measured(v[ks[0]])) - barriers(measured(v[ks[-1]])).mean(), 0, below=False, why='stable on average from ' + (f'k = {first}' if first is not None else 'no k'))
-        return replace(fall, holds=False) if first is None else fall
+        if first is None: fall = replace(fall, holds=False if decide(barriers(measured(v[ks[-1]])), 2).holds is False else None)
+        return fall
     return _each(values, scale, judge, _large)
 
 @FIG_4.claim('LM4', 'What matters is the state at k, not the steps left: resetting the schedule changes nothing.')
@@ -553,7 +560,7 @@ def lm8(values, scale):
         if not all(measured(x) for x in v['imp'].values()) or not measured(v['full']): return None
         full,ks = end_errors(measured(v['full'])).mean(),list(v['imp'])
         stable,match = _first(v['imp'], barriers, 2),_first(v['imp'], lambda vs: end_errors(vs) - full, .2)
-        if stable is None or match is None: return Verdict(False, why=f'stable from {stable}, matching from {match}')
+        if stable is None or match is None: return Verdict(None if min(len(measured(x)) for x in v['imp'].values()) < 2 else False, why=f'stable from {stable}, matching from {match}')
         apart = ks.index(match) - ks.index(stable)
         return Verdict(abs(apart) <= 1, apart, unit='places on the grid of k', why=f'stable from k = {stable}, matching from k = {match}')
     return _each(values, scale, judge, _large)
@@ -589,6 +596,7 @@ def lm10(values, scale):
 
 @FIG_VGG19.claim('LM11', 'VGG-19 at a large learning rate without warmup: no winning ticket; with a small one, or warmup, there is.')
 def lm11(values, scale):
+    if 'VGG-19' in values: return Verdict(None, why=str(values['VGG-19']))
     p,out = pruned_vgg19(scale),{}
     for j,(rate,runs) in enumerate(values.items()):
         l,s = list(p['levels'])[len(p['levels'])//2],p['read'][-1]

@@ -6,10 +6,11 @@
 __all__ = ['families', 'lenet_300_100', 'mnist1d_mlp', 'mnist1d_conv', 'mnist1d_res', 'resnet8', 'resnet14', 'resnet20',
            'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
-           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network']
+           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'register', 'takes']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass
+from functools import lru_cache
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -132,6 +133,7 @@ class Family:
     input: tuple            # Shape of one input
     width: float|None=None  # The paper's; None: cannot be varied
     residual: bool=False    # Whether it has residual connections that can be left out
+    own: bool=False         # Made by `register`
 
 _cifar = (3, 32, 32)
 families = dict(
@@ -208,7 +210,7 @@ class Network:
 
     def __post_init__(self):
         f = families.get(self.name)
-        if f is None: raise ValueError(f"name: {self.name!r} should be one of {', '.join(families)}")
+        if f is None: raise ValueError(f"name: {self.name!r} should be one of {', '.join(families)}, or one of your own that `register` has made known")
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 1:
             raise ValueError(f'classes: {self.classes!r} should be a positive integer')
         if self.width is not None:
@@ -221,6 +223,9 @@ class Network:
         if self.init not in _stds: raise ValueError(f"init: {self.init!r} should be one of {', '.join(_stds)}")
         if self.bn_init not in ('ones', 'uniform'): raise ValueError(f"bn_init: {self.bn_init!r} should be 'ones' or 'uniform'")
 
+    def __reduce__(self):   # one's own network goes along to other processes
+        f = families[self.name]
+        return _arrived, (astuple(self), f if f.own else None)
     @property
     def input(self)->tuple:
         "Shape of one input."
@@ -241,3 +246,33 @@ resnet18, wrn_16_8 = map(Network, ('resnet18', 'wrn_16_8'))
 vgg11, vgg13, vgg16, vgg19, mobilenet_v1, mobilenet_v2 = map(Network, ('vgg11', 'vgg13', 'vgg16', 'vgg19', 'mobilenet_v1', 'mobilenet_v2'))
 imagenet_resnet18, imagenet_resnet50 = (Network(n, classes=1000) for n in ('imagenet_resnet18', 'imagenet_resnet50'))
 inception_v3 = Network('inception_v3', classes=1000)
+
+# %% ../nbs/lib/networks.ipynb #675ccfc8
+def register(name:str,          # Its name, none of the papers' networks
+             build:callable,    # (width, classes, residual) -> module
+             input:tuple,       # Shape of one input
+             width:float=None,  # What `build` gets where none is asked for; None: cannot be varied
+             residual:bool=False, # Whether `build` can leave out residual connections
+             classes:int=10
+            )->Network:
+    "Make a network of your own known. Registering it again replaces it, as running a cell again should. ValueError for a name that is taken."
+    if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f'name: {name!r} should be a word, such as my_net')
+    if name in families and not families[name].own: raise ValueError(f'name: {name!r} is a network of the papers; choose another')
+    if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
+    families[name] = Family(build, tuple(input), width, residual, own=True)
+    takes.cache_clear()
+    return Network(name, classes)
+
+def _arrived(fields, family):
+    if family is not None: families[fields[0]] = family
+    return Network(*fields)
+
+@lru_cache(maxsize=64)
+def takes(network:Network, shape:tuple, # Shape of one input
+    classes:int)->None:
+    "Raises `ValueError` if a network does not fit inputs of a shape, or has too few outputs. Only shapes are computed."
+    with torch.device('meta'):
+        try: out = network.build().eval()(torch.empty(1, *shape))
+        except RuntimeError as e:
+            raise ValueError(f'{network.name} takes inputs of shape {network.input}, this data has {tuple(shape)}') from e
+    if out.shape[-1] < classes: raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: use Network({network.name!r}, classes={classes})')

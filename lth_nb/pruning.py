@@ -82,6 +82,7 @@ def random_mask(mask:dict, # Its counts are kept
     exempt:tuple=()
     )->dict:
     "A random mask with the counts of another."
+    if wrong := set(exempt) - mask.keys(): raise ValueError(f'exempt={sorted(wrong)} are no layers of this mask; there are {list(mask)}')
     g = torch.Generator().manual_seed(seed)
     shuffle = lambda flat: flat[torch.randperm(len(flat), generator=g)]
     if scope == 'layer': return {k: m.clone() if k in exempt else shuffle(m.flatten()).view(m.shape) for k,m in mask.items()}
@@ -114,7 +115,9 @@ def imp(retrain, # (mask or None, round) -> node of the state at the end of trai
     fraction:float=.2, # Of the survivors, each round
     scope:str='global', exempt:tuple=()
     )->list[Node]: # Masks: [0] after the first round, [-1] after the last
-    "Iterative magnitude pruning. One-shot pruning is a single round with a larger fraction."
+    "Iterative magnitude pruning. One-shot pruning is a single round with a larger fraction. Raises `ValueError` for what makes no rounds."
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0: raise ValueError(f'rounds={rounds!r}: use a whole number, 0 or more')
+    if not 0 <= fraction < 1: raise ValueError(f'fraction={fraction}: prune at least 0 and less than 1 of what remains')
     masks = [None]
     for n in range(1, rounds + 1): masks.append(prune(retrain(masks[-1], n), mask=masks[-1], fraction=fraction, scope=scope, exempt=exempt))
     return masks[1:]

@@ -60,7 +60,10 @@ class Recipe:
             object.__setattr__(self, name, v)
         if self.momentum >= 1: raise ValueError(f'momentum={self.momentum}: use less than 1')
         if not isinstance(self.batch, int) or self.batch < 1: raise ValueError(f'batch={self.batch!r}: use at least 1')
-        for name in ('milestones', 'betas'): object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ('milestones', 'betas'):
+            if isinstance(v := getattr(self, name), str): raise ValueError(f'{name}={v!r}: use a tuple, such as ({v!r},)')
+            object.__setattr__(self, name, tuple(v))
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas): raise ValueError(f'betas={self.betas}: use two numbers from 0 to below 1')
         for when in (self.steps, self.warmup, *self.milestones): steps(when, 1)
 
     def per_epoch(self, data:Dataset)->Fraction: return Fraction(data.examples, self.batch)

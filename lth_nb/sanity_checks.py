@@ -451,7 +451,9 @@ def smoke_cases()->list[Case]:
 
 def cases(scale:str)->list[Case]:
     "The cases of a scale."
-    return dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)[scale]()
+    by = dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)
+    if scale not in by: raise ValueError(f'scale={scale!r}: use one of {", ".join(by)}')
+    return by[scale]()
 
 # %% ../nbs/03_sanity_checks.ipynb #fb41d1d5
 PAPER_PARAMETERS = {'ResNet-20': .27, 'ResNet-32': 1.86, 'MobileNet-v1': 3.21, 'ResNet-18': 11.22, 'VGG-16': 14.72, # Table 2, millions

@@ -21,12 +21,12 @@ class Settings:
     data:str='data' # Folder of data sets
     results:str='results' # The reader's own results: a folder or an fsspec URL
     published:str='' # Published results beneath them; '' finds nbs/results beside settings.ini, 'none' uses none
-    device:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:N', 'mps'
+    device:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:N'
     workers:int=0 # Processes on a CPU, one thread each; 0: one a core
 
     def __post_init__(self):
         if self.scale not in SCALES: raise ValueError(f'scale={self.scale!r}: use one of {", ".join(SCALES)}')
-        if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', self.device): raise ValueError(f'device={self.device!r}: use auto, cpu, cuda or cuda:N')
+        if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', self.device): raise ValueError(f'device={self.device!r}: use auto, cpu, cuda or cuda:N')
         try: object.__setattr__(self, 'workers', int(str(self.workers)))
         except ValueError: raise ValueError(f'workers={self.workers!r}: use a whole number, 0 for one a core') from None
         if self.workers < 0: raise ValueError(f'workers={self.workers}: use 0 (one a core) or more')

@@ -22,6 +22,7 @@ from .settings import settings
 @step(store=False)
 def init(network:Network, seed:int)->dict: # A state at step 0
     "A freshly initialised network."
+    if not isinstance(network, Network): raise TypeError(f'{network!r} is no network: use one of lth_nb.networks, such as networks.resnet20')
     m = network.create(seed)
     weights = {k: v.detach() for k,v in m.named_parameters()}
     return dict(network=asdict(network), step=0, weights=weights, buffers=dict(m.named_buffers()), slots={}, count=0)
@@ -91,15 +92,25 @@ class Trajectory:
         if not isinstance(observe, Step): raise TypeError(f'{observe!r} is no step: mark it with @step, so that its results have a name')
         return self.node[dict(watch=[self._step(w) for w in when], observe=observe, args=args)]
 
+def _step_of(start):
+    "The step of a state that training has made or `init`; other steps have to say it."
+    if start.step is init: return 0
+    if start.step is trajectory: return int(start.item[3:])
+    raise ValueError(f'{start!r}: say with first= at which step of the recipe this state stands, such as first=0')
+
 def train(start:Node, # The state to start from
     data:Dataset, recipe:Recipe,
     order:int=0, # Seed of data order and augmentation: the "SGD noise" of the papers
-    first:int=None, # Step of schedule and data order at which it starts; None: the step of `start`. 0 with a later state resets the schedule
+    first:int=None, # Step of schedule and data order at which it starts; None: the step of `start`, where that is known. 0 with a later state resets the schedule
     mask:Node=None, # {name: bool}; None: dense
     optimizer:str='kept', # 'kept': momentum or Adam's averages of `start` go on; 'fresh': from zero, as OpenLTH has it
     )->Trajectory:
     "Train `start` to the end of `recipe`. Nothing runs until something of it is computed. Raises `ValueError` for a `first` beyond the end."
-    if first is None: first = int(start.item[3:]) if start.step.name == 'trajectory' else 0
+    if isinstance(start, Trajectory): raise TypeError("a trajectory has many states: start from one of them, such as run.at('end')")
+    if not isinstance(start, Node): raise TypeError(f'{start!r:.60} is no node of a state: start from init(network, seed=0) or from run.at(1000)')
+    if not isinstance(data, Dataset): raise TypeError(f'{data!r:.60} is no data set: use what data.mnist(), data.cifar10() or data.mnist1d() give, not loaded')
+    if not isinstance(recipe, Recipe): raise TypeError(f'{recipe!r:.60} is no recipe: use Recipe(...) or one of TABLE_1')
+    if first is None: first = _step_of(start)
     end = recipe.end(data)
     if not 0 <= first <= end: raise ValueError(f'first={first} is not within this recipe: it has {end} steps')
     if optimizer not in ('kept', 'fresh'): raise ValueError(f"optimizer={optimizer!r}: use 'kept' or 'fresh'")
@@ -116,6 +127,9 @@ def _probe(network, data, device):
         _probes[k] = Probe(network, data.load(device))
     return _probes[k]
 
+def _check_splits(splits):
+    if isinstance(splits, str) or not set(splits) <= {'train', 'test'}: raise ValueError(f"splits={splits!r}: use a tuple, ('test',) or ('train', 'test')")
+
 def _n(data, split, limit): return limit or len(getattr(data, split))
 
 @step
@@ -123,6 +137,7 @@ def evaluate(state, data:Dataset, splits=('train', 'test'),
     limit=None # Only the first so many examples of each split
     )->dict: # {split: {error in %, mean cross-entropy loss, n}}; and diverged, the step, for a state of a replica that did
     "Error and loss of a state."
+    _check_splits(splits)
     p = _probe(network_of(state), data, device_of(settings().device))
     p.put(p.vector(state))
     totals = {s: p.measure(s, limit) for s in splits}
@@ -178,6 +193,8 @@ def line(a, b, data:Dataset,
     )->dict: # {alphas, split: {error [alphas] in %, loss [alphas], n}, distance, disagreement in %}
     "Error and loss along the line between two states (LMC section 2). Also how far apart they are, and on how many of the last split they disagree."
     if batchnorm not in ('averaged', 'reestimated'): raise ValueError(f"batchnorm={batchnorm!r}: use 'averaged' or 'reestimated'")
+    _check_splits(splits)
+    if isinstance(alphas, bool) or not isinstance(alphas, int): raise ValueError(f'alphas={alphas!r}: use a number of points, such as 30')
     if alphas < 2: raise ValueError(f'alphas={alphas}: a line has at least its 2 ends')
     _same_network(a, b)
     p,ts = _probe(network_of(a), data, device_of(settings().device)),np.linspace(0, 1, alphas).tolist()

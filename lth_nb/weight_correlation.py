@@ -114,7 +114,9 @@ def smoke_cases()->list[Case]:
 
 def cases(scale:str)->list[Case]:
     "The cases of a scale."
-    return dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)[scale]()
+    by = dict(smoke=smoke_cases, quick=quick_cases, cpu=cpu_cases, gpu=gpu_cases, paper=paper_cases)
+    if scale not in by: raise ValueError(f'scale={scale!r}: use one of {", ".join(by)}')
+    return by[scale]()
 
 # %% ../nbs/04_weight_correlation.ipynb #9b260afd
 def dense(c:Case, rate:str, # 'low' or 'high'

@@ -172,3 +172,17 @@ def test_damage_is_one_line(results, undisturbed, monkeypatch, tmp_path, capsys)
     err = capsys.readouterr().err
     assert str(f) in err and 'damaged' in err and len(err.splitlines()) == 1
     assert call('publish', CHAPTER, '--scale', 'smoke', '--to', tmp_path/'pub') == 1 and str(f) in capsys.readouterr().err
+
+
+def test_nothing_there_is_said(results, tmp_path, capsys):
+    "No results to publish, a step that nobody has run: an error, not an empty answer."
+    assert call('publish', CHAPTER, '--scale', 'smoke', '--to', tmp_path/'out') == 1
+    assert f'no results of {CHAPTER} at scale smoke' in capsys.readouterr().err and not (tmp_path/'out').exists()
+    assert call('results', '--step', 'nosuch') == 1 and "'nosuch'; there are none" in capsys.readouterr().err
+    assert call(*RUN, '--minutes', -3) == 1 and 'minutes=-3' in capsys.readouterr().err
+
+
+def test_version(capsys):
+    from lth_nb import __version__
+    with pytest.raises(SystemExit) as e: call('--version')
+    assert e.value.code == 0 and __version__ in capsys.readouterr().out

@@ -1,7 +1,8 @@
 "Parameter counts of the papers, initialisations, and that networks are what their names say."
-import pickle
+import os, pickle, subprocess, sys
 from dataclasses import replace
 import pytest, torch
+from conftest import ROOT
 from torch import nn
 from lth_nb import networks as N
 from lth_nb.networks import Network
@@ -117,3 +118,34 @@ def test_one_network_has_one_name():
     (dict(name='imagenet_resnet50', width=32), 'one width')])
 def test_impossible_networks(bad, words):
     with pytest.raises(ValueError, match=words): replace(N.resnet20, **bad)
+
+
+def test_a_network_of_ones_own_goes_to_other_processes(tmp_path):
+    "Defined in a script, trained by two workers: as if its module were known to them."
+    script = tmp_path/'mine.py'
+    script.write_text('''
+from torch import nn
+from lth_nb.data import mnist1d
+from lth_nb.experiment import Store, compute
+from lth_nb.networks import register
+from lth_nb.training import Recipe, evaluate, init, train
+
+mine = register('two_layers', lambda w, c, r: nn.Sequential(nn.Flatten(), nn.Linear(40, w), nn.Tanh(), nn.Linear(w, c)), (1, 40), width=16)
+data = mnist1d(train=256, test=64)
+ends = [evaluate(train(init(mine, seed=i), data, Recipe(5, batch=32, lr=.1)).at('end'), data) for i in (0, 1)]
+for workers in (1, 2): print(compute(ends, store=Store(f'{workers}'), workers=workers, quiet=True))
+''')
+    r = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'LTH_NB_PUBLISHED': 'none', 'PYTHONPATH': str(ROOT)})
+    assert r.returncode == 0, r.stderr[-2000:]
+    alone, among = r.stdout.splitlines()
+    assert alone == among and "'n': 64" in alone
+
+
+def test_a_network_that_does_not_fit_its_data(tmp_path):
+    from lth_nb.data import mnist1d
+    from lth_nb.experiment import ComputeError, Store, compute
+    from lth_nb.training import Recipe, init, train
+    data, recipe = mnist1d(train=64, test=32), Recipe(1, batch=8)
+    for net, words in ((N.resnet20, r'resnet20 takes inputs of shape \(3, 32, 32\), this data has \(1, 40\)'), (Network('mnist1d_mlp', classes=3), '3 outputs.*10 classes')):
+        with pytest.raises(ComputeError, match=words): compute(train(init(net, seed=0), data, recipe).at('end'), store=Store(tmp_path), workers=1, quiet=True)
+    with pytest.raises(ValueError, match='never_registered'): Network('never_registered')

@@ -192,3 +192,10 @@ def test_steps_are_the_functions(tmp_path):
 
 
 def test_one_shot_is_one_round(): assert len(imp(lambda m, n: init(mnist1d_mlp, seed=0), 1, fraction=.7)) == 1 and imp(None, 0) == []
+
+
+def test_imp_and_random_masks_refuse_what_makes_no_sense():
+    for rounds, fraction in ((-2, .2), (1.5, .2), (True, .2)):
+        with pytest.raises(ValueError, match=f'rounds={rounds}'): imp(lambda m, n: None, rounds, fraction)
+    with pytest.raises(ValueError, match='fraction=1.5'): imp(lambda m, n: None, 2, 1.5)
+    with pytest.raises(ValueError, match="'zzz'.*layers of this mask"): random_mask({'a': torch.ones(3, dtype=torch.bool)}, 0, exempt=('zzz',))

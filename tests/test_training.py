@@ -7,6 +7,8 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from lth_nb import data as D, networks as nets
 from lth_nb.experiment import Store, compute, missing, run_call, step
 from lth_nb.pruning import prune, prunable_weights
+from lth_nb.data import mnist1d
+from lth_nb.networks import mnist1d_mlp
 from lth_nb.training import (TABLE_1, Recipe, Replica, evaluate, init, instability, interpolate, learning_rates, line, module_of, reestimate,
                              steps, train)
 
@@ -562,3 +564,32 @@ def test_fork_on_cuda(tmp_path):
     t = train(init(conv, seed=0), toy, r, order=1)
     a,b = compute([t.at('end'), train(t.at(20), toy, r, order=1).at('end')], store=Store(tmp_path), device='cuda', quiet=True)
     assert all(float((a['weights'][k] - b['weights'][k]).abs().max()) < 1e-9 for k in a['weights'])
+
+
+def test_train_says_what_it_needs(tmp_path):
+    "A start, data or recipe of the wrong kind is refused where it is written, not in a worker."
+    from lth_nb.experiment import step
+    data, recipe = mnist1d(train=64, test=32), Recipe(4, batch=8)
+    run = train(init(mnist1d_mlp, seed=0), data, recipe)
+    @step
+    def twice(state): return {**state, 'weights': {k: 2*v for k,v in state['weights'].items()}}
+    for start, words in ((run, "run.at\\('end'\\)"), ([run.at('end')], 'init'), (3, 'init')):
+        with pytest.raises(TypeError, match=words): train(start, data, recipe)
+    with pytest.raises(TypeError, match='not loaded'): train(init(mnist1d_mlp, seed=0), data.load(), recipe)
+    with pytest.raises(TypeError, match='no recipe'): train(init(mnist1d_mlp, seed=0), data, 4)
+    with pytest.raises(ValueError, match='first='): train(twice(run.at(2)), data, recipe)
+    assert train(twice(run.at(2)), data, recipe, first=2).first == 2
+    with pytest.raises(TypeError, match="run.at"): compute(run)
+    with pytest.raises(ValueError, match='minutes=-1'): compute(run.at('end'), store=Store(tmp_path), minutes=-1)
+
+
+@pytest.mark.parametrize('bad,words', [(dict(milestones='50'), "milestones='50'"), (dict(betas=(.9,)), 'betas'), (dict(betas=(.9, 1.5)), 'betas')])
+def test_recipes_refuse(bad, words):
+    with pytest.raises(ValueError, match=words): Recipe(10, **bad)
+
+
+def test_splits_and_alphas():
+    data = mnist1d(train=64, test=32)
+    a = init.fn(mnist1d_mlp, 0)
+    with pytest.raises(ValueError, match="splits='test'"): evaluate.fn(a, data, splits='test')
+    with pytest.raises(ValueError, match='alphas=\\[0, 1\\]'): line.fn(a, a, data, alphas=[0, 1])
