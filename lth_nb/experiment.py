@@ -15,12 +15,13 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial, update_wrapper
+from functools import partial, update_wrapper
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable
 import cloudpickle, fsspec, numpy as np, torch
 from fsspec.implementations.local import LocalFileSystem
+from torch.backends.cpu import get_cpu_capability
 from safetensors.torch import load as load_tensors, save as save_tensors
 from .settings import SCALES, settings
 
@@ -321,12 +322,11 @@ class Shelf:
         if late: raise Stopped()
     def done(self)->None: self.store.remove(self._scratch)
 
-@cache
 def processor()->str: # 'AMD EPYC, AVX512'
     "The CPU and the instructions that PyTorch uses of it: where both are the same, so are the bits."
     try: name = next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): name = platform.processor() or platform.machine()
-    return f'{name}, {torch.backends.cpu.get_cpu_capability()}'
+    return f'{name}, {get_cpu_capability()}'
 
 def provenance(seconds:float)->dict:
     "What a result says about where it was made."
@@ -450,7 +450,7 @@ def _counted(executor):
 def _allowed(executor, workers)->int:
     "How many of a pool's processes the memory holds at once, by the most that any has taken so far. Linux; elsewhere all."
     try:
-        read = lambda pid, what: next(1024*int(l.split()[1]) for l in open(f'/proc/{pid}/status') if l.startswith(what))
+        read = lambda pid, what: next((1024*int(l.split()[1]) for l in open(f'/proc/{pid}/status') if l.startswith(what)), 0)   # 0: it has just ended
         ps = list(executor._processes or ())
         peak,now = max((read(p, 'VmHWM') for p in ps), default=0),sum(read(p, 'VmRSS') for p in ps)
         free = next(1024*int(l.split()[1]) for l in open('/proc/meminfo') if l.startswith('MemAvailable'))
@@ -677,7 +677,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
         real = {c: e for c,e in failed.items() if e is not None}
         c,e = next(iter(real.items()))
         waited,others = len(failed) - len(real),len(tasks) - len(failed)
-        raise ComputeError(f'{tasks[c].nodes[0]!r} failed: {type(e).__name__}: {e}' + f'. {len(real)} of {len(tasks)} calls failed'*(len(tasks) > 1)
+        raise ComputeError(f'{tasks[c].nodes[0]!r} failed: {type(e).__name__}: {e}'.rstrip('.') + f'. {len(real)} of {len(tasks)} calls failed'*(len(tasks) > 1)
                            + f', {waited} more waited for them'*bool(waited) + '; all others are stored'*bool(others)) from e
     return _map(x, get)
 

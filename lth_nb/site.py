@@ -71,7 +71,7 @@ def execute(nb:str|Path, # Notebook to run, in the folder where it stands
 def refresh(nb:str|Path, # Notebook
     **kw # As for `execute`
     )->Path: # The notebook
-    "Execute a notebook in place and clean it. A cell that fails raises and changes nothing."
+    "Execute a notebook in place and clean it; progress bars and warnings are not kept. A cell that fails raises and changes nothing."
     import nbformat
     from nbdev.clean import nbdev_clean
     nb = Path(nb).resolve()
@@ -79,7 +79,7 @@ def refresh(nb:str|Path, # Notebook
         execute(nb, f, **kw)
         book = nbformat.read(f, 4)
         for c in book.cells:
-            if 'outputs' in c: c.outputs = [o for o in c.outputs if '<progress' not in o.get('data', {}).get('text/html', '')]
+            if 'outputs' in c: c.outputs = [o for o in c.outputs if '<progress' not in o.get('data', {}).get('text/html', '') and o.get('name') != 'stderr']
         nbformat.write(book, f)
         getattr(nbdev_clean, '__wrapped__', nbdev_clean)(str(f))
     with contextlib.chdir(project(nb.parent)): return _replace(nb, run)
