@@ -196,7 +196,7 @@ def _draw_line(ax, c, v):
     for rule,ls in zip(c.rules, ('-', ':')):
         if not (vs := measured(v[rule])): empty(ax, 'not computed yet'); return
         for split,color in (('train', 'C2'), ('test', 'C1')):
-            band(ax, vs[0]['alphas'], curves(vs, split), label=split + (f', BN {rule}' if len(c.rules) > 1 else ''), color=color, ls=ls)
+            band(ax, vs[0]['alphas'], curves(vs, split), label=split + (', BN re-estimated' if rule == 'reestimated' else ''), color=color, ls=ls)
     ax.set_title(_title(c)); ax.set(xlabel=r'$\alpha$', ylabel='error (%)')
     ax.legend(fontsize=6)
 

@@ -111,13 +111,13 @@ def _looks(h): return tuple(str(getattr(h, f)()) for f in ('get_color', 'get_lin
 
 def one_legend(fig # With legends in its panels
     )->None:
-    "The legends of several panels as one above them. Left as they are where a label means different things, or where there are more than twelve."
+    "The legends of several panels as one above them. Left as they are where a label looks different in two panels, where two labels look alike, or where there are more than twelve."
     legends,known = [l for ax in fig.axes if (l := ax.get_legend())],{}
     if len(fig.axes) < 2 or not legends: return
     for l in legends:
         for h,t in zip(l.legend_handles, l.get_texts()):
             if _looks(known.setdefault(t.get_text(), h)) != _looks(h): return
-    if len(known) > 12: return
+    if len({_looks(h) for h in known.values()}) < len(known) or len(known) > 12: return
     for l in legends: l.remove()
     columns = int(fig.get_figwidth()*72/(4.2*max(map(len, known)) + 32))   # letters of 7 points, and the line before them
     rows = math.ceil(len(known)/max(1, columns))

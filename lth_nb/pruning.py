@@ -175,6 +175,11 @@ def layers_of(x # A state, a state_dict, a module, or the path of a safetensors 
     return {k: v for k,v in w.items() if v.dim() > 1}
 
 # %% ../nbs/lib/pruning.ipynb #a49a31bb
+def _alike(a, b, mask, exempt):
+    if wrong := set(exempt) - set(a): raise ValueError(f'exempt={sorted(wrong)} are no layers here; there are {list(a)}')
+    if wrong := set(mask or ()) - set(a): raise ValueError(f'the mask names {sorted(wrong)}, which are no layers here; there are {list(a)}')
+    if odd := {*a} ^ {*b}: raise ValueError(f'these networks have different layers: {sorted(odd)}')
+
 def overlap(a, b, # Two networks, as `layers_of` takes them
     ps, # Fractions in (0, 1], or one
     mask:dict=None, # {name: bool}: only weights that remain; None: all
@@ -184,8 +189,7 @@ def overlap(a, b, # Two networks, as `layers_of` takes them
     ps = [float(p) for p in np.atleast_1d(ps)]
     if bad := [p for p in ps if not 0 < p <= 1]: raise ValueError(f'p={bad[0]}: use a fraction in (0, 1]')
     a,b = layers_of(a),layers_of(b)
-    if wrong := set(exempt) - set(a): raise ValueError(f'exempt={sorted(wrong)} are no layers here; there are {list(a)}')
-    if odd := {*a} ^ {*b}: raise ValueError(f'these networks have different layers: {sorted(odd)}')
+    _alike(a, b, mask, exempt)
     out = {}
     for k in (k for k in a if k not in exempt):
         try: out[k] = shared(a[k], b[k], ps, None if mask is None else mask.get(k))
@@ -227,10 +231,13 @@ def pairwise(networks:list, # m of them, as `layers_of` takes them
     "R_p between every two of many networks."
     if not 0 < p <= 1: raise ValueError(f'p={p}: use a fraction in (0, 1]')
     nets = [layers_of(x) for x in networks]
+    if not nets: raise ValueError('no networks to compare')
+    for x in nets[1:]: _alike(nets[0], x, mask, exempt)
     hits,total = 0,0
     for name in (k for k in nets[0] if k not in exempt):
         keep = None if mask is None else mask.get(name)
         rows = [x[name].detach() for x in nets]
+        if keep is not None and keep.shape != rows[0].shape: raise ValueError(f'{name}: the mask has shape {tuple(keep.shape)}, the weights {tuple(rows[0].shape)}')
         if len({r.shape for r in rows}) > 1: raise ValueError(f'{name}: shapes {sorted({tuple(r.shape) for r in rows})} differ: compare layers of one network')
         rows = [(r if keep is None else r[keep]).flatten().abs() for r in rows]
         if not len(rows[0]): raise ValueError(f'{name}: no weights left: leave this layer out (exempt), or prune less of it')
@@ -238,7 +245,7 @@ def pairwise(networks:list, # m of them, as `layers_of` takes them
         tops = torch.stack([ranks(r) < k for r in rows])
         hits = hits + sum((c.float() @ c.float().T).double() for c in tops.split(2**22, 1))   # sums below 2**24 are exact in float32
         total += k
-    return (hits/total).numpy()
+    return (hits/total).cpu().numpy()
 
 # %% ../nbs/lib/pruning.ipynb #0556da9c
 @step

@@ -199,3 +199,15 @@ def test_imp_and_random_masks_refuse_what_makes_no_sense():
         with pytest.raises(ValueError, match=f'rounds={rounds}'): imp(lambda m, n: None, rounds, fraction)
     with pytest.raises(ValueError, match='fraction=1.5'): imp(lambda m, n: None, 2, 1.5)
     with pytest.raises(ValueError, match="'zzz'.*layers of this mask"): random_mask({'a': torch.ones(3, dtype=torch.bool)}, 0, exempt=('zzz',))
+
+
+def test_pairwise_refuses_what_does_not_fit():
+    from lth_nb.pruning import overlap, pairwise
+    a,b = {'l': torch.randn(4, 5)},{'l': torch.randn(4, 5), 'm': torch.randn(2, 2)}
+    for nets in ([a, b], [b, a]):
+        with pytest.raises(ValueError, match="different layers.*'m'"): pairwise(nets, .2)
+    with pytest.raises(ValueError, match='no networks'): pairwise([], .2)
+    with pytest.raises(ValueError, match="'typo'"): pairwise([a, a], .2, exempt=('typo',))
+    for f in (lambda m: pairwise([a, a], .2, mask=m), lambda m: overlap(a, a, .2, mask=m)):
+        with pytest.raises(ValueError, match="'typo'"): f({'typo': torch.ones(4, 5, dtype=torch.bool)})
+        with pytest.raises(ValueError, match='shape'): f({'l': torch.ones(2, 5, dtype=torch.bool)})

@@ -237,13 +237,31 @@ def test_one_part_against_a_claim_is_a_no():
     assert wc.together(dict(a=yes, b=no, c=open_)).holds is False and wc.together(dict(a=yes, c=open_)).holds is None and wc.together({}).holds is None
     assert wc.within([.1, 0, -.1], 1).holds is True and wc.within([5, 5.1, 4.9], 1).holds is False and wc.within([0.], 1).holds is None
 
-def test_prizes():
-    "Conditions 3 to 5 of the paper on sanity checks, by means."
-    at = lambda dense, ticket, reinit: dict(dense=np.array([dense]), accuracy=np.array([ticket]), reinit=np.array([reinit]))
-    assert wc.prize(dict(low=at(90, 90, 85), high=at(95, 94.8, 90))) == 'jackpot'
-    assert wc.prize(dict(low=at(90, 90, 85), high=at(95, 88, 89))) == 'secondary prize'
-    assert wc.prize(dict(low=at(90, 90, 85), high=at(95, 90, 90))).startswith('none: no lead')
-    assert wc.prize(dict(low=at(95, 90, 85), high=at(95, 90, 85))) == 'none: below dense'
+def test_sanity_verdict():
+    "Conditions 3 to 5 of the paper on sanity checks from the accuracies of a table; 2 stays open."
+    c = wc.cases('quick')[0]
+    near = lambda a: np.array([a - .1, a, a + .1, a, a])
+    at = lambda dense, ticket, reinit: dict(dense=near(dense), accuracy=near(ticket), reinit=near(reinit))
+    assert '3 yes, 4 yes, 5 yes' in wc.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 94.9, 90)))
+    assert '3 yes, 4 yes, 5 no' in wc.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 88, 84)))
+    assert '3 no' in wc.sanity_verdict(c, dict(low=at(90, 90, 90), high=at(95, 90, 90))) and '2 open' in wc.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 95, 90)))
+    assert wc.sanity_verdict(c, {}) == 'not computed yet'
+
+
+def test_figure_5_has_both_sides_at_every_scale():
+    "Accuracy and correlation, at two rates, for a case that stands for itself."
+    for scale in ('quick', 'gpu', 'paper'):
+        c = wc.cases(scale)[0]
+        v = {r: dict(dense=None, finetune={}, R=dict(ticket={}, reinit={})) for r in wc.RATES}
+        assert len(wc._panels_finetuning(c, v)) == 4, scale
+
+
+def test_claims_about_resnet20_are_judged_by_it():
+    "Another network does not decide what the paper says of ResNet-20 on CIFAR-10."
+    conv,mlp = wc.cases('quick')
+    by = lambda c, a: {s: score(a, a + .1, a - .1) for s in c.read}
+    of = lambda c, dense, ft: dict(dense=score(dense, dense + .1, dense - .1), **{how: dict(finetune=by(c, ft), ticket=by(c, 80), reinit=by(c, 80)) for how in wc.MASKS})
+    assert wc.wc6({conv.name: of(conv, 95, 95), mlp.name: of(mlp, 95, 70)}, 'quick').holds is True
 
 
 def test_published_quick():
