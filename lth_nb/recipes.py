@@ -70,7 +70,9 @@ class Recipe:
     def end(self, data:Dataset)->int:
         "Length of training on `data`, in steps."
         return steps(self.steps, self.per_epoch(data))
-    def __str__(self): return f'{self.optimizer} lr {self.lr:g}, batch {self.batch}, {self.steps} steps'
+    def __str__(self):
+        length = f'{self.steps[:-2]} epochs' if str(self.steps).endswith('ep') else f'{self.steps} steps'
+        return f'{self.optimizer} lr {self.lr:g}, batch {self.batch}, {length}'
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.float32, tf32=torch.float32, fp64=torch.float64)
 

@@ -60,3 +60,12 @@ def test_import_is_light():
 def test_lint():
     r = subprocess.run([sys.executable, '-m', 'ruff', 'check', '.'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode == 0, r.stdout
+
+
+def test_nothing_is_left_to_be_written():
+    "No placeholder stands in a published page."
+    import json, re
+    for p in (ROOT/'nbs').rglob('*.ipynb'):
+        for c in json.loads(p.read_text())['cells']:
+            text = ''.join(c['source'])
+            assert not re.search(r'\b(TODO|FIXME|INTRO|PROSE|TBD|XXX)\b', text), f'{p.name}: {text[:80]}'
