@@ -79,7 +79,7 @@ def refresh(nb:str|Path, # Notebook
         execute(nb, f, **kw)
         book = nbformat.read(f, 4)
         for c in book.cells:
-            if 'outputs' in c: c.outputs = [o for o in c.outputs if '<progress' not in o.get('data', {}).get('text/html', '') and o.get('name') != 'stderr']
+            if 'outputs' in c: c.outputs = [o for o in c.outputs if 'progress' not in o.get('data', {}).get('text/html', '') and o.get('name') != 'stderr']
         nbformat.write(book, f)
         getattr(nbdev_clean, '__wrapped__', nbdev_clean)(str(f))
     with contextlib.chdir(project(nb.parent)): return _replace(nb, run)
