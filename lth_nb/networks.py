@@ -163,8 +163,11 @@ def prunable(module:nn.Module # Any network
 # %% ../nbs/lib/networks.ipynb #a566551e
 def _kaiming(i, o): return (2 / i) ** .5
 def _glorot(i, o): return (2 / (i + o)) ** .5
-_stds = dict(kaiming_normal=_kaiming, kaiming_normal_fan_out=lambda i, o: (2 / o) ** .5, kaiming_uniform=_kaiming,
-             glorot_normal=_glorot, glorot_uniform=_glorot, pytorch=lambda i, o: (1 / (3 * i)) ** .5)
+def _pytorch(i, o): return (1 / (3 * i)) ** .5
+def _fan_out(i, o): return (2 / o) ** .5
+_stds = dict(kaiming_normal=_kaiming, kaiming_normal_fan_out=_fan_out, kaiming_normal_fan_out_small_head=_fan_out, kaiming_uniform=_kaiming,
+             glorot_normal=_glorot, glorot_uniform=_glorot, pytorch=_pytorch)
+_heads = dict(kaiming_normal_fan_out=_pytorch, kaiming_normal_fan_out_small_head=lambda i, o: .01)   # linear layers, where they go another way
 
 def init_std(module:nn.Module,      # Any network
              init='kaiming_normal'  # An initialisation by name
@@ -172,7 +175,7 @@ def init_std(module:nn.Module,      # Any network
     "Standard deviation of the distribution from which each prunable weight is drawn. ValueError for an unknown name."
     if init not in _stds: raise ValueError(f"init: {init!r} should be one of {', '.join(_stds)}")
     p = dict(module.named_parameters())
-    return {n: _stds[init](*nn.init._calculate_fan_in_and_fan_out(p[n])) for n in prunable(module)}
+    return {n: (_heads if p[n].dim() == 2 and init in _heads else _stds)[init](*nn.init._calculate_fan_in_and_fan_out(p[n])) for n in prunable(module)}
 
 # %% ../nbs/lib/networks.ipynb #18724546
 def initialise(module:nn.Module,      # Changed in place
@@ -191,7 +194,7 @@ def initialise(module:nn.Module,      # Changed in place
                 if bn_init == 'uniform': m.weight.uniform_(0, 1, generator=g)
             elif isinstance(m, _layers):
                 s = std[f'{n}.weight' if n else 'weight']
-                if init == 'pytorch': m.reset_parameters(); continue
+                if init == 'pytorch' or isinstance(m, nn.Linear) and _heads.get(init) is _pytorch: m.reset_parameters(); continue
                 if 'uniform' in init: m.weight.uniform_(-s * 3 ** .5, s * 3 ** .5, generator=g)
                 else: m.weight.normal_(0, s, generator=g)
                 if m.bias is not None: m.bias.zero_()

@@ -11,12 +11,14 @@ __all__ = ['RULES', 'CONDITIONS', 'PAPER_S914', 'KINDS', 'LRS', 'CIFAR', 'TINY',
            'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'grid_of', 'accuracies', 'preliminary',
            'across', 'runs_of', 'prize_of', 'panels_of', 'prefers_small', 'prefers_imp', 'summary', 'doors',
            'two_rates', 'Route', 'path_of', 'without_residual', 'paths', 'shapes', 'starts', 'rewound', 'lights',
-           'explorer', 'sc1', 'sc2', 'sc3', 'sc4', 'sc5', 'sc6', 'sc7', 'sc8', 'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
+           'explorer', 'sc1', 'sc2', 'sc3', 'sc4', 'trend', 'sc5', 'sc6', 'sc7', 'sc8', 'sc9', 'sc10', 'sc11', 'sc12',
+           'ledger']
 
 # %% ../nbs/03_sanity_checks.ipynb #6d92017a
 import csv, math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import permutations
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
@@ -225,7 +227,7 @@ def judge(runs, # Anything `read_runs` takes: one network, one data set
     prizes = [_judge(mine, n, s, rules, T, at, ticket) for n in names if method is None or n.endswith(method)]
     if not prizes: raise ValueError(f'method={method!r}: the table has {", ".join(names)}')
     order = {True: 2, None: 1, False: 0}
-    return max(prizes, key=lambda p: (order[p.jackpot], order[p.secondary], sum(c.margin for c in p.conditions[2:] if c.margin == c.margin)))
+    return max(prizes, key=lambda p: (p.jackpot is True, order[p.secondary], order[p.jackpot], sum(c.margin for c in p.conditions[2:] if c.margin == c.margin)))
 
 def _judge(rows, name, s, rules, T, at, ticket):
     how = name[2:]
@@ -240,9 +242,8 @@ def _judge(rows, name, s, rules, T, at, ticket):
     if one: lrs = lrs + [math.inf]   # what a single rate leaves unmeasured
     best = max((np.mean(list(c.values())) for c in P.values()), default=None)
     def decent(e): return True if rules.decent is None else None if e not in P else bool(np.mean(list(P[e].values())) >= best - rules.decent)
-    mine = {**L}
     def look(others, bound, **kw):
-        by = _against(mine, others, lrs, bound, rules, **kw)
+        by = _against(L, others, lrs, bound, rules, **kw)
         return by if at is None else {at: by[at]}
     lack = {k: [f'{e:g}' for e in lrs if e not in c] for k,c in dict(zip((name, 'dense', 'small', *rr), (L, P, D, *R))).items()}
     def gaps(*kinds):
@@ -253,8 +254,10 @@ def _judge(rows, name, s, rules, T, at, ticket):
     c4,c5 = look([P], -rules.similar, same=True, allowed=decent),look([P], -rules.similar)
     long = True if T is None or rules.epochs is None else T >= rules.epochs
     why = '; '.join([f's = {s:g}'] + [f'{T:g} of {rules.epochs:g} epochs' if T is not None and rules.epochs is not None else 'training taken as sufficient'])
+    far = [e for e in P if not decent(e)]
+    c4_why = '; '.join(filter(None, [gaps(name, 'dense'), f'dense at {", ".join(f"{e:g}" for e in far)} is more than {rules.decent:g} points below its best' if far else '']))
     conditions = (Condition(1, s >= rules.sparsity - 5e-4 and long, why=why), _condition(2, c2, rules.small_gap, gaps(name, 'small')), _condition(3, c3, rules.gap, gaps(name, *rr)),
-                  _condition(4, c4, -rules.similar, gaps(name, 'dense')), _condition(5, c5, -rules.similar, gaps(name, 'dense')))
+                  _condition(4, c4, -rules.similar, c4_why), _condition(5, c5, -rules.similar, gaps(name, 'dense')))
     edge = [k for k,c in (('dense', P), (ticket, L)) if len(c) > 1 and max(c, key=lambda e: np.mean(list(c[e].values()))) in (min(lrs), max(lrs))]
     note = f'best rate of {" and ".join(edge)} at the edge of the grid' if edge and not one else ''
     return Prize(conditions, some(every([c3[e][0], c4[e][0]]) for e in c3), s, how.strip('-'), rules, note)
@@ -279,7 +282,7 @@ class Case:
     recipe:Recipe # Its lr is replaced by each of `lrs`
     lrs:tuple
     levels:tuple # Rounds of pruning at which every kind of run is made
-    more:tuple=() # Rounds at which only IMP's two are, for Figures 1 and A.1
+    more:tuple=() # Rounds at which only tickets and re-initialised ones are, for Figures 1 and A.1
     fraction:float=.2 # Pruned a round, of what remains
     seeds:int=3
     exempt:tuple=() # Layers that are not pruned
@@ -290,6 +293,9 @@ class Case:
     like:str='' # Row of the paper whose part it plays
     size:str='small' # Of the data set: 'small' or 'large'
     note:str='' # What was reduced, for the caption
+    enough:bool=False # Take training as sufficient however short it is (condition 1), as at a reduced scale
+    variant:bool=False # The same network again, with another recipe: counts for itself only
+    main_levels:tuple=(8, 11, 13) # Of `levels`: those in Figure 3, where rounds are of 20 %
     needs:str='' # What is missing to run it here
 
     def __post_init__(self):
@@ -373,13 +379,13 @@ def score(c:Case, kind, lr, seed, level=0, **kw)->Node:
 
 # %% ../nbs/03_sanity_checks.ipynb #4683f1d6
 LRS = (.001, .005, .01, .05, .1, .15) # Named in the text, Table 4 and the code
-_MAIN,_ALL = (8, 11, 13),(4, 8, 11, 13, 14) # s = .832 .914 .945; and .59, .956
+_ALL = (4, 8, 11, 13, 14) # s = .59 .832 .914 .945 .956
 CIFAR = Recipe('160ep', batch=64, milestones=('80ep', '120ep'), weight_decay=5e-4, augment=True) # Table E.1
 TINY = Recipe('160ep', batch=32, milestones=('80ep', '120ep'), warmup='20ep', weight_decay=5e-4, augment=True)
 IMAGENET = Recipe('90ep', batch=1024, schedule='cosine', momentum=.875, weight_decay=3.05e-5, warmup='8ep', augment=True)
 SHORT = Recipe('30K', batch=128, milestones=('20K', '25K'), weight_decay=1e-4, augment=True) # Frankle and Carbin, 77 epochs
 
-def _fanout(n): return replace(n, init='kaiming_normal_fan_out')
+def _fanout(n, head=''): return replace(n, init=f'kaiming_normal_fan_out{head}')
 
 def cifar_cases(data:Dataset, needs='', classes=10)->list[Case]:
     "The five networks of Table 2 on CIFAR-10 or CIFAR-100."
@@ -388,9 +394,9 @@ def cifar_cases(data:Dataset, needs='', classes=10)->list[Case]:
         name += '' if classes == 10 else ', CIFAR-100'
         return Case(name, network, data, recipe, LRS, _ALL, rewind='8ep', exempt=unpruned(network, shortcuts), needs=needs, **{**dict(main=classes == 10), **kw})
     r20 = {} if classes > 10 else dict(short=SHORT, more=tuple(range(1, 15)), table4=((.01, (.001, .005, .01, .05)), (.1, (.01, .05, .1, .15))))
-    return [case('ResNet-20', _fanout(nets.resnet20), **r20), case('ResNet-32', replace(_fanout(nets.resnet32), width=32), True),
+    return [case('ResNet-20', _fanout(nets.resnet20), **r20), case('ResNet-32', replace(_fanout(nets.resnet32, '_small_head'), width=32), True),
             case('MobileNet-v1', replace(nets.mobilenet_v1, init='pytorch')), case('ResNet-18', nets.resnet18, main=False),
-            case('VGG-16', _fanout(nets.vgg16), recipe=replace(CIFAR, warmup='75ep'))]
+            case('VGG-16', _fanout(nets.vgg16, '_small_head'), recipe=replace(CIFAR, warmup='75ep'))]
 
 def _found(make, **kw): # (data set, what is missing)
     try: return make(**kw),''
@@ -405,7 +411,7 @@ def large_cases(root=None)->list[Case]:
         net = _fanout(net) if name == 'ResNet-18' else net
         out.append(Case(f'{name}, Tiny-ImageNet', replace(net, classes=200), tiny, TINY, LRS, _ALL, exempt=unpruned(net), rewind='8ep', main=False, size='large', needs=no_tiny))
         out.append(Case(f'{name}, ImageNet', net, full, IMAGENET, (.2048, .4, 1.024, 1.6, 2.048), (4, 6, 8, 11), exempt=unpruned(net), rewind='5ep',
-                        main=name == 'ResNet-50', size='large', needs=no_full))
+                        main=name == 'ResNet-50', main_levels=(6, 8, 11), size='large', needs=no_full))
     return out
 
 # %% ../nbs/03_sanity_checks.ipynb #9078427d
@@ -413,8 +419,8 @@ def paper_cases()->list[Case]:
     "Table 2; and two networks with what the released code does instead: its weight decay, its decays after the warmup."
     c100,no_c100 = _found(cifar100)
     ten = cifar_cases(cifar10())
-    as_code = replace(ten[0], name='ResNet-20, weight decay 1e-4', recipe=replace(CIFAR, weight_decay=1e-4), short=None, table4=(), rewind=0, more=(), levels=(11,), main=False, like='ResNet-20')
-    late = replace(ten[4], name='VGG-16, decay as in the code', recipe=replace(CIFAR, warmup='75ep', milestones=('155ep',)), rewind=0, levels=(11,), main=False, like='VGG-16')
+    as_code = replace(ten[0], name='ResNet-20, weight decay 1e-4', recipe=replace(CIFAR, weight_decay=1e-4), short=None, table4=(), rewind=0, more=(), levels=(11,), main=False, like='ResNet-20', variant=True)
+    late = replace(ten[4], name='VGG-16, decay as in the code', recipe=replace(CIFAR, warmup='75ep', milestones=('155ep',)), rewind=0, levels=(11,), main=False, like='VGG-16', variant=True)
     return [*ten, as_code, late, *cifar_cases(c100, no_c100, 100), *large_cases()]
 
 def gpu_cases()->list[Case]:
@@ -426,7 +432,7 @@ def cpu_cases()->list[Case]:
     "ResNet-20 on CIFAR-10, a few hundred steps, pruned in four rounds."
     short = Recipe(400, batch=64, milestones=(200, 300), weight_decay=5e-4, augment=True, precision='bf16')
     return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.01, .05, .1), levels=(4,), fraction=1 - .086**.25, short=None, more=(), rewind=20, table4=(),
-                    seeds=2, note='400 of 125,000 steps, bf16, 4 rounds of 46 %, 2 seeds, 2,000 test images')]
+                    seeds=2, enough=True, note='400 of 125,000 steps, bf16, 4 rounds of 46 %, 2 seeds, 2,000 test images')]
 
 def quick_cases()->list[Case]:
     "Stand-ins on MNIST-1D, minutes on two cores."
@@ -524,8 +530,8 @@ def _draw_1(values, scale):
         for how,ls in (('full', '-'), ('short', ':')):
             v = values[n][how][l]
             for k in _FIG_1: _against_lr(ax, v[k], list(v[k]), k + (', short' if how == 'short' else ''), _COLORS[k], ls=ls)
-            if c.network.name == 'resnet20' and round(s, 3) == .914 and .005 in v['dense']:
-                for k in _FIG_1: ax.plot(list(v[k]).index(.005), PAPER_FIG_1[how, k], 'o', mfc='none', color=_COLORS[k], ms=6 if how == 'full' else 4)
+            if ax.lines and c.network.name == 'resnet20' and round(s, 3) == .914 and .005 in v['dense']:
+                for k in _FIG_1: ax.plot(list(v[k]).index(.005), PAPER_FIG_1[how, k], 'o', mfc='none', color=_COLORS[k], ms=6 if how == 'full' else 4, label=f'{k}, paper' if how == 'full' else None)
         ax.set_title(f'{_title(c)}, s = {s:.3f}')
         if not ax.lines: empty(ax, 'not computed yet'); continue
         _lr_axis(ax, list(v['dense']))
@@ -537,11 +543,10 @@ FIG_1 = figure('sanity_checks/figure-1', 'Learning rate and length of training',
 
 # %% ../nbs/03_sanity_checks.ipynb #77682595
 def across(c:Case)->dict:
-    "{lr: {kind: {level: accuracies}}}: LT-IMP at every round, the rest where it was run."
+    "{lr: {kind: {level: accuracies}}}: LT-IMP at every round, the rest at those of `levels` and `more`."
     at = lambda k, lr, l: [score(c, k, lr, i, l) for i in range(c.seeds)]
     both,every_round = sorted({*c.levels, *c.more}),range(1, c.rounds + 1)
-    return {lr: {'dense': {0: at('dense', lr, 0)}, 'LT-IMP': {l: at('LT-IMP', lr, l) for l in every_round}, 'RR-IMP': {l: at('RR-IMP', lr, l) for l in both},
-                 **{k: {l: at(k, lr, l) for l in c.levels} for k in ('LT-OMP', 'RR-OMP')}} for lr in (c.lrs if len(c.lrs) <= 4 else (.005, .01, .1))}
+    return {lr: {'dense': {0: at('dense', lr, 0)}, 'LT-IMP': {l: at('LT-IMP', lr, l) for l in every_round}, **{k: {l: at(k, lr, l) for l in both} for k in ('RR-IMP', 'LT-OMP', 'RR-OMP')}} for lr in (c.lrs if len(c.lrs) <= 4 else (.005, .01, .1))}
 
 def _draw_a1(values, scale):
     by = {c.name: c for c in cases(scale)}
@@ -573,21 +578,21 @@ def runs_of(c:Case, level:int, by:dict # {kind: {lr: values by seed}}
 
 def prize_of(c:Case, level:int, by:dict, rules:Rules=None, **kw)->Prize:
     "What a panel wins."
-    epochs = float(c.recipe.end(c.data)/c.recipe.per_epoch(c.data))
+    epochs = None if c.enough else float(c.recipe.end(c.data)/c.recipe.per_epoch(c.data))
     return judge(runs_of(c, level, by), c.sparsity(level), rules=rules or rules_for(c.data.name), epochs=epochs, **kw)
 
 def _done(by): return any(v is not None for lrs in by.values() for vs in lrs.values() for v in vs)
 
-def _draw_3(values, scale, kinds=KINDS):
+def _draw_3(values, scale):
     by = {c.name: c for c in cases(scale)}
     panels = [(n, l) for n,v in values.items() for l in ([None] if isinstance(v, Needs) else v)]
-    fig,axs = grid(max(1, len(panels)), size=(3.3, 2.9))
+    fig,axs = grid(max(1, len(panels)), size=(3.6, 2.9))
     if not panels: empty(axs[0], f'nothing at scale {scale}')
     for ax,(n,l) in zip(axs, panels):
         c = by[n]
         if l is None: ax.set_title(n); empty(ax, str(values[n]).split(':')[0]); continue
         v = values[n][l]
-        for k in v: _against_lr(ax, v[k], c.lrs, _LABELS.get(k, k), _COLORS[k], **({'ls': '--'} if k.startswith('WR') else {}))
+        for k in v: _against_lr(ax, v[k], c.lrs, _LABELS.get(k, k), _COLORS[k], **({'ls': '--', 'mfc': 'none'} if k.startswith('WR') else {}))
         ax.set_title(f'{_title(c)}, s = {c.sparsity(l):.3f}')
         if not ax.lines: empty(ax, 'not computed yet'); continue
         if 'small' in v: ax.set_title(f'{_title(c)}, s = {c.sparsity(l):.3f}\n{prize_of(c, l, v)}')
@@ -598,7 +603,7 @@ def _draw_3(values, scale, kinds=KINDS):
 def _kinds(c): return tuple(k for k in KINDS if k != 'small' or nets.families[c.network.name].width)
 
 def panels_of(c:Case, main:bool)->dict: # the main text has s = .832 .914 .945 of a case, the F figures the rest
-    levels = [l for l in c.levels if c.fraction != .2 or len(c.levels) == 1 or (l in _MAIN) == main]
+    levels = [l for l in c.levels if c.fraction != .2 or len(c.levels) == 1 or (l in c.main_levels) == main]
     return {l: grid_of(c, l, _kinds(c)) for l in levels}
 
 FIG_3 = figure('sanity_checks/figure-3', 'Accuracy against the learning rate', 'sanity checks, Figure 3',
@@ -615,6 +620,8 @@ PAPER_TEXT = {'VGG-16': 'nynn'} # section 3.1: secondary prizes at s of .945 and
 
 def _means(by): return {lr: m for lr,vs in by.items() if np.isfinite(m := accuracies(vs).mean())}
 
+def _whole(by, *kinds): return all(len(_means(by[k])) == len(by[k]) for k in kinds)
+
 def _best(by): return max(m, key=m.get) if (m := _means(by)) else None
 
 def prefers_small(by:dict)->Verdict:
@@ -622,6 +629,7 @@ def prefers_small(by:dict)->Verdict:
     top = _best(by['dense'])
     if top is None: return Verdict(None, why='not computed yet')
     below = {lr: vs for lr,vs in by['LT-IMP'].items() if lr < top}
+    if not _whole(by, 'dense', 'LT-IMP'): return Verdict(None, why='not every rate is computed yet')
     if not _means(below): return Verdict(None, why=f'the dense network is best at {top:g}, the smallest rate')
     e = _best(below)
     return decide(accuracies(by['LT-IMP'][e]) - accuracies(by['LT-IMP'][top]), 0, below=False, why=f'LT-IMP at {e:g} minus at {top:g}')
@@ -630,6 +638,7 @@ def prefers_imp(by:dict)->Verdict:
     "Whether the best LT-IMP beats the best LT-OMP."
     i,o = _best(by['LT-IMP']),_best(by['LT-OMP'])
     if i is None or o is None: return Verdict(None, why='not computed yet')
+    if not _whole(by, 'LT-IMP', 'LT-OMP'): return Verdict(None, why='not every rate is computed yet')
     return decide(accuracies(by['LT-IMP'][i]) - accuracies(by['LT-OMP'][o]), 0, below=False, why=f'LT-IMP at {i:g} minus LT-OMP at {o:g}')
 
 # %% ../nbs/03_sanity_checks.ipynb #32754d24
@@ -637,9 +646,10 @@ def summary(c:Case, levels:dict)->dict:
     "A row of Table 3, as three-valued marks, and the largest sparsity with a secondary prize."
     ready = {l: by for l,by in levels.items() if _done(by)}
     prizes = {l: prize_of(c, l, by) for l,by in ready.items()}
-    won = [c.sparsity(l) for l,p in prizes.items() if p.secondary]
+    ways = {l: [prize_of(c, l, by, method=m) for m in ('IMP', 'OMP')] for l,by in ready.items()}   # a ticket by either is a ticket
+    won = [c.sparsity(l) for l,ps in ways.items() if some(p.secondary for p in ps)]
     last = ready[max(ready)] if ready else None
-    return dict(jackpot=some(p.jackpot for p in prizes.values()) if prizes else None, secondary=some(p.secondary for p in prizes.values()) if prizes else None,
+    return dict(**{k: some(getattr(p, k) for ps in ways.values() for p in ps) if ways else None for k in ('jackpot', 'secondary')},
                 small=prefers_small(last).holds if last else None, imp=prefers_imp(last).holds if last else None, most=max(won, default=None), prizes=prizes)
 
 def _mark(x): return {True: 'yes', False: 'no', None: 'not decided'}[x]
@@ -716,14 +726,14 @@ def path_of(scale:str)->Route:
         c = next(c for c in cifar_cases(cifar10()) if c.name == 'ResNet-32')
         return Route(replace(c, lrs=(.01, .1), levels=(13,)), 13, snapshots=40, points=25, limit=10000, seeds=3 if scale == 'paper' else 1)
     if scale == 'cpu': return Route(cpu_cases()[0], cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500)
-    if scale == 'quick': return Route(replace(quick_cases()[0], lrs=(.03, .3)), 4, snapshots=20, points=15, limit=500, seeds=3)
+    if scale == 'quick': return Route(replace(quick_cases()[0], lrs=(.03, .3), like='ResNet-32'), 4, snapshots=20, points=15, limit=500, seeds=3)
     c = smoke_cases()[1]
     return Route(c, 2, snapshots=4, points=5, limit=64, seeds=2)
 
 def without_residual(c:Case)->Case:
     "ResNet-32-like: the additions and the shortcuts' convolutions go, all else stays (section 3.1)."
     net = replace(c.network, residual=False)
-    return replace(c, name=f'{c.name} plain', network=net, exempt=unpruned(net))
+    return replace(c, name=f'{c.name} plain', like=c.like and f'{c.like}-like', network=net, exempt=unpruned(net))
 
 def paths(p:Route, residual:bool)->dict:
     "{panel: {'map': by seed, 'accuracy': by seed}}"
@@ -750,7 +760,7 @@ def _draw_paths(values, scale, residual):
         s = [shape(m)['convex'] for m in v['map'] if m]
         ax.set_title(f'{name}: {_pm(acc)} %' + (f' [{paper}]' if scale in ('gpu', 'paper') else '') + f'\nconvex at {100*np.nanmean(s):.0f} % of the places')
     c = p.case if residual else without_residual(p.case)
-    scale_note(fig, f'{_title(c)}, s = {c.sparsity(p.level):.3f}, scale {scale}; training loss on {p.limit or "all"} examples; the map is of seed 0, the numbers are means over {p.seeds}')
+    scale_note(fig, f'{_title(c)}, s = {c.sparsity(p.level):.3f}, scale {scale}; training loss on {p.limit or "all"} examples; the map is of seed 0, the numbers are means over {p.seeds} seed' + 's'*(p.seeds > 1))
     return fig
 
 def _path_figure(n, residual):
@@ -828,7 +838,7 @@ def lights(c:Case, level:int, lr:float, by:dict):
         for x in p.conditions:
             color = {True: '#00aa68', False: '#d33f3f', None: '#818181'}[x.holds]
             lamp.plot(0, -x.n, 'o', ms=11, color=color, mfc=color if x.holds is not None else 'none')
-            lamp.text(.06, -x.n, f'{x.n}. {CONDITIONS[x.n]}' + ('' if math.isnan(x.margin) else f'\n{x.margin:+.1f} points'), va='center', fontsize=6.5)
+            lamp.text(.06, -x.n, f'{x.n}. {CONDITIONS[x.n]}' + ('' if math.isnan(x.margin) else f'\n{x.margin:+.1f} points from its bound'), va='center', fontsize=6.5)
         lamp.set(xlim=(-.05, 1), ylim=(-5.7, -.3), title=str(p))
         ax.set_title(f'{_title(c)}, s = {c.sparsity(level):.3f}, {p.method}, ticket at {lr:g}')
     return fig
@@ -867,9 +877,12 @@ def _gap(by, a, b, lr): # differences over seeds, or None
 def sc1(values, scale):
     def judge(c, v):
         l = max(v['full']); by = v['full'][l]; lo,hi = min(by['dense']), max(by['dense'])
-        small,large = _gap(by, 'LT-IMP', 'RR-IMP', lo),_gap(by, 'LT-IMP', 'RR-IMP', hi)
-        if small is None or large is None: return None
-        return decide(small - large, 0, below=False, why=f'LT minus RR, at lr {lo:g} ({small.mean():+.1f}) more than at {hi:g} ({large.mean():+.1f}), s = {c.sparsity(l):.3f}')
+        lead,lost = ({lr: _gap(by, 'LT-IMP', k, lr) for lr in (lo, hi)} for k in ('RR-IMP', 'dense'))
+        if any(x is None for x in (*lead.values(), *lost.values())): return None
+        rules = rules_for(c.data.name)
+        wins = {lr: every([above(list(lead[lr]), rules.gap)[0], above(list(lost[lr]), -rules.similar)[0]]) for lr in (lo, hi)}
+        said = '; '.join(f'lr {lr:g}: {lead[lr].mean():+.1f} to RR, {lost[lr].mean():+.1f} to dense, {_mark(wins[lr])}' for lr in wins)
+        return replace(decide(lead[lo] - lead[hi], 0), holds=every([wins[lo], None if wins[hi] is None else not wins[hi]]), why=f'{said}; the size is LT minus RR, {lo:g} minus {hi:g}; s = {c.sparsity(l):.3f}')
     return _of(values, scale, judge)
 
 @FIG_1.claim('SC2', 'At one learning rate an insufficient training recipe misleads.')
@@ -878,7 +891,9 @@ def sc2(values, scale):
         l = max(v['full']); lr = min(v['full'][l]['dense'])
         d = [_gap(v[how][l], 'dense', 'LT-IMP', lr) for how in ('full', 'short')]
         if any(x is None for x in d): return None
-        return decide(d[0] - d[1], 0, below=False, why=f'dense minus LT at lr {lr:g}: {d[0].mean():+.1f} after the full recipe, {d[1].mean():+.1f} after the short one, s = {c.sparsity(l):.3f}')
+        full,short = (above(list(-x), -rules_for(c.data.name).similar)[0] for x in d)   # similar to dense?
+        return replace(decide(d[0] - d[1], 0), holds=every([short, None if full is None else not full]),
+            why=f'dense minus LT at lr {lr:g}: {d[0].mean():+.1f} after the full recipe, similar {_mark(full)}; {d[1].mean():+.1f} after the short one, similar {_mark(short)}; s = {c.sparsity(l):.3f}')
     return _of(values, scale, judge)
 
 def _prizes(values, scale): # {case name: summary}, of the cases that have values
@@ -896,37 +911,52 @@ def sc3(values, scale):
 
 @TAB_3.claim('SC4', 'Secondary prize tickets exist in most networks on small data.')
 def sc4(values, scale):
-    found = [s['secondary'] for c,s in _prizes(values, scale).values() if c.size == 'small']
+    found = [s['secondary'] for c,s in _prizes(values, scale).values() if c.size == 'small' and not c.variant]
     if not found: return Verdict(None, why='nothing computed yet')
     yes,no,n = found.count(True),found.count(False),len(found)
+    if n < 3: return Verdict(None, yes, unit=f'of {n} networks', why='fewer than three networks are not most')
     return Verdict(True if yes > n/2 else False if no >= n/2 else None, yes, unit=f'of {n} networks', why=f'{no} without, {found.count(None)} not decided')
 
-def _by_size(values, scale, what):
-    won = sorted((counts(c.network)[0], s['most'], n) for n,(c,s) in _prizes(values, scale).items() if c.size == 'small' and s['most'] is not None)
-    said = '; '.join(f'{n}: {m:.3f}' for _,m,n in won)
-    if len({p for p,*_ in won}) < 3: return Verdict(None, why=f'{what} needs three networks of different size with a secondary prize, there are {len(won)}' + (f' ({said})' if said else ''))
+def trend(sizes, most)->Verdict:
+    "Whether one rises with the other: Spearman's r, against all orders in which the same values could stand; 5 % a side."
     from scipy.stats import spearmanr
-    r = float(spearmanr([p for p,*_ in won], [m for _,m,_ in won]).statistic)
-    return Verdict(None if math.isnan(r) or abs(r) < .5 else r > 0, r, unit='rank correlation', why=said)
+    if len(set(sizes)) < 4: return Verdict(None, why=f'a trend needs four networks of different size with a secondary prize, there are {len(set(sizes))}')
+    if len(set(most)) < 2: return Verdict(None, 0., unit='rank correlation', why='all at the same sparsity')
+    rank = lambda y: float(spearmanr(sizes, y).statistic)
+    r,others = rank(most),np.array([rank(y) for y in permutations(most)])
+    up,down = np.mean(others >= r - 1e-9),np.mean(others <= r + 1e-9)
+    return Verdict(True if up < .05 else False if down < .05 else None, r, unit='rank correlation', why=f'p = {up:.2f}')
+
+def _most(values, scale): # {(network, data): (parameters, sparsity of the last secondary prize or None)}
+    return {(n.split(',')[0], c.data.name): (counts(c.network)[0], s['most']) for n,(c,s) in _prizes(values, scale).items() if c.size == 'small' and not c.variant}
 
 @TAB_3.claim('SC5', 'The bigger the network, the larger the sparsity of its secondary prize.')
-def sc5(values, scale): return _by_size(values, scale, 'a trend')
+def sc5(values, scale):
+    by = {}
+    for (_,data),(size,most) in _most(values, scale).items():
+        if most is not None: by.setdefault(data, []).append((size, most))
+    return together({data: trend(*zip(*pairs)) for data,pairs in by.items()}) if by else Verdict(None, why='no secondary prize is certain yet')
 
 @TAB_3.claim('SC6', 'On larger data there is no clear secondary prize.')
 def sc6(values, scale):
-    big = {n: Verdict(None if s['secondary'] is None else not s['secondary']) for n,(c,s) in _prizes(values, scale).items() if c.size == 'large'}
+    big = {n: Verdict(None if s['secondary'] is None else not s['secondary'], why='' if nets.families[c.network.name].width else 'no small dense network of one width: condition 2 stays open') for n,(c,s) in _prizes(values, scale).items() if c.size == 'large'}
     return together(big) if big else Verdict(None, why='no larger data at this scale')
 
 # %% ../nbs/03_sanity_checks.ipynb #bd1e19ca
+def _no_gain(x, limit, why):
+    "The verdict that a size is no clear gain: its whole interval below the limit."
+    lo,hi = x.interval
+    return replace(x, holds=None if math.isnan(lo) else True if hi < limit else False if lo > 0 else None, why=f'{why}: below {limit:g}')
+
 @TAB_3.claim('SC7', 'With residual connections IMP beats OMP; without, no advantage.')
 def sc7(values, scale):
     def judge(c, v):
         if c.size != 'small' or not (ready := [by for by in v.values() if _done(by)]): return None
         x = prefers_imp(ready[-1])
-        return x if c.residual else replace(x, holds=None if x.holds is None and x.interval[1] > 0 else not x.holds, why=x.why + ', no advantage expected')
+        return x if c.residual else _no_gain(x, rules_for(c.data.name).gap, x.why + ', no advantage expected')
     return _of(values, scale, judge)
 
-@TAB_SHAPE.claim('SC8', "The contour around IMP's path is smoother and closer to convex with residual connections than OMP's; without them it is not.")
+@TAB_SHAPE.claim('SC8', "The contour around IMP's path is smoother and closer to convex with residual connections than OMP's; without them neither finds a smooth way.")
 def sc8(values, scale):
     out = {}
     for net,panels in values.items():
@@ -934,7 +964,7 @@ def sc8(values, scale):
             i,o = (shapes(panels[f'{how}, {lr}']['map'])['convex'] for how in ('IMP', 'OMP'))
             if len(i) and len(i) == len(o):
                 v = decide(100*(i - o), 0, below=False, why='convex places, IMP minus OMP')
-                out[f'{net}, {lr}'] = v if net == 'with residual' else opposite(v, v.why + ', none expected')
+                out[f'{net}, {lr}'] = v if net == 'with residual' else _no_gain(v, 5, v.why + ', none expected')
     return together(out)
 
 @TAB_4.claim('SC9', 'Another learning rate for the subnetwork can help.')
@@ -945,12 +975,13 @@ def sc9(values, scale):
         for pre,x in v.items():
             for how in ('IMP', 'OMP'):
                 if pre not in x[how] or not np.isfinite(accuracies(x[how][pre])).all(): continue
+                if len(_means(x[how])) < len(x[how]): continue
                 other = _best({lr: vs for lr,vs in x[how].items() if lr != pre})
                 if other is None: continue
                 out[f'{n}, {how} of {pre:g}'] = decide(accuracies(x[how][other]) - accuracies(x[how][pre]), 0, below=False, why=f'at {other:g} minus at {pre:g}')
     if not out: return Verdict(None, why='nothing computed yet')
     name,v = max(out.items(), key=lambda nv: ({True: 2, None: 1, False: 0}[nv[1].holds], nv[1].effect))
-    return replace(v, why=f'{name} {v.why}; {sum(o.holds is True for o in out.values())} of {len(out)} clearly better')
+    return replace(v, why=f'{name} {v.why}; {sum(o.holds is True for o in out.values())} of {len(out)} clearly better, each by its own interval')
 
 @TAB_3.claim('SC10', 'Small data with residual connections: a small learning rate is better; without: a larger one.')
 def sc10(values, scale):
@@ -961,7 +992,13 @@ def sc10(values, scale):
     return _of(values, scale, judge)
 
 @TAB_3.claim('SC11', 'The more redundant the network, the higher the sparsity can be.')
-def sc11(values, scale): return _by_size(values, scale, 'redundancy')
+def sc11(values, scale):
+    "A network is more redundant on easier data: the same one on CIFAR-10 and on CIFAR-100."
+    won = _most(values, scale)
+    pairs = [(won[n, 'cifar10'][1], won[n, 'cifar100'][1]) for n,d in won if d == 'cifar10' and (n, 'cifar100') in won]
+    d = [(a or 0) - (b or 0) for a,b in pairs if a or b]
+    if len(d) < 2: return Verdict(None, why=f'needs networks on CIFAR-10 and on CIFAR-100 with a secondary prize, there are {len(d)}')
+    return decide(d, 0, below=False, unit='of sparsity', why='largest sparsity with a secondary prize, CIFAR-10 minus CIFAR-100; 0 where there is none')
 
 @FIG_3.claim('SC12', 'At a large learning rate another initialisation gives a similar subnetwork accuracy.')
 def sc12(values, scale):

@@ -256,3 +256,65 @@ def test_published_quick():
                     acc = sc.accuracies(vs)
                     assert np.isfinite(acc).all(), (name, kind)
             assert max(sc._means(by['dense']).values()) > 85, name
+
+
+def at(a, seeds=3, spread=.1): return [None]*seeds if a is None else [dict(test=dict(error=100 - a - spread*i)) for i in range(seeds)]
+
+def panel(lrs, **kinds): # {kind: {lr: values}}, a number for each rate or None
+    return {k.replace('_', '-'): {lr: at(a) for lr,a in zip(lrs, accs)} for k,accs in kinds.items()}
+
+
+def test_what_is_half_computed_decides_nothing():
+    "One rate of several, one seed: no preference, no claim about networks without residual connections."
+    conv = next(c for c in sc.cases('quick') if not c.residual)
+    lrs,level = conv.lrs,conv.levels[-1]
+    some_ = lambda *a: a + (None,)*(len(lrs) - len(a))
+    half = panel(lrs, dense=some_(90, 92), LT_IMP=some_(91, 88), LT_OMP=some_(85), RR_IMP=some_(80), RR_OMP=some_(80), small=some_(70))
+    assert sc.prefers_small(half).holds is None and sc.prefers_imp(half).holds is None
+    assert sc.sc7({conv.name: {level: half}}, 'quick').holds is None
+    alone = {k: {lr: at(a, 1) for lr in lrs} for k,a in (('dense', 90), ('LT-IMP', 90), ('LT-OMP', 80), ('RR-IMP', 70), ('RR-OMP', 70), ('small', 60))}
+    assert sc.sc7({conv.name: {level: alone}}, 'quick').holds is None
+
+
+@pytest.mark.parametrize('imp,omp,holds', [(90, 90, True), (95, 90, False), (88, 90, True)])
+def test_without_residual_no_advantage_can_be_confirmed(imp, omp, holds):
+    conv = next(c for c in sc.cases('quick') if not c.residual)
+    full = lambda a: (a,)*len(conv.lrs)
+    by = panel(conv.lrs, dense=full(92), LT_IMP=full(imp), LT_OMP=full(omp), RR_IMP=full(80), RR_OMP=full(80), small=full(70))
+    assert sc.sc7({conv.name: {conv.levels[-1]: by}}, 'quick').holds is holds
+
+
+def test_a_certain_secondary_prize_is_not_hidden():
+    "By one method all is certain but a Jackpot that is none; by the other nothing is: the first counts."
+    c = replace(tiny(), lrs=(.01, .1), seeds=3)
+    wide = lambda a: [dict(test=dict(error=100 - a - 4*i)) for i in range(3)]
+    by = {**panel(c.lrs, dense=(88, 92), LT_OMP=(88, 88), RR_IMP=(70, 70), RR_OMP=(70, 70), small=(60, 60)), 'LT-IMP': {.01: wide(88), .1: wide(88)}}
+    p = sc.prize_of(c, 3, by, rules=sc.Rules(sparsity=.3))
+    assert p.secondary is True and p.jackpot is False and p.method == 'OMP'
+
+
+def test_figure_1_claims_need_the_ticket():
+    "SC1: a lead at the small rate is no ticket where dense is out of reach. SC2: nothing misleads where both recipes agree."
+    c = next(c for c in sc.cases('quick') if c.short)
+    level,lrs = max(c.levels),c.lrs
+    three = lambda a, b: (a,)*(len(lrs) - 1) + (b,)
+    of = lambda **kw: {'full': {level: panel(lrs, **kw)}, 'short': {level: panel(lrs, **kw)}}
+    ticket = of(dense=three(90, 92), LT_IMP=three(90, 85), RR_IMP=three(80, 85))
+    assert sc.sc1({c.name: ticket}, 'quick').holds is True
+    assert sc.sc1({c.name: of(dense=three(90, 92), LT_IMP=three(75, 85), RR_IMP=three(60, 85))}, 'quick').holds is False
+    assert sc.sc2({c.name: ticket}, 'quick').holds is False
+    misled = {'full': of(dense=three(90, 92), LT_IMP=three(85, 85), RR_IMP=three(80, 80))['full'], 'short': ticket['short']}
+    assert sc.sc2({c.name: misled}, 'quick').holds is True
+
+
+def test_trends():
+    assert sc.trend([1, 2, 3, 4], [.5, .6, .7, .8]).holds is True and sc.trend([1, 2, 3, 4], [.8, .7, .6, .5]).holds is False
+    assert sc.trend([1, 2, 3], [.5, .6, .7]).holds is None and sc.trend([1, 2, 3, 4], [.5, .6, .8, .7]).holds is None
+
+
+def test_a_reduced_scale_takes_training_as_sufficient():
+    "At cpu the first condition is not the one that decides; at the paper's length it can be."
+    c = sc.cpu_cases()[0]
+    by = panel(c.lrs, dense=(88, 90, 92), LT_IMP=(88, 91, 92), LT_OMP=(88, 91, 92), RR_IMP=(80, 84, 86), RR_OMP=(80, 84, 86), small=(75, 80, 84))
+    assert str(sc.prize_of(c, 4, by)) == 'Jackpot'
+    assert sc.prize_of(replace(c, enough=False), 4, by).conditions[0].holds is False
