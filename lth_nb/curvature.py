@@ -130,7 +130,9 @@ def smoothed(s:dict, at, # Positions [points]
 
 # %% ../nbs/lib/curvature.ipynb #5b9368f5
 @step
-def product_cost(state, data:Dataset, examples=1000, batch=None, repeats=3)->dict: # Seconds of a gradient and of a product, and their ratio
+def product_cost(state, data:Dataset, examples=1000, batch=None, repeats=3,
+    on='cpu' # The kind of device that computes it: 'cpu' or 'cuda'
+    )->dict: # Seconds of a gradient and of a product, and their ratio
     "Measured cost of a Hessian-vector product."
     H = Hessian(state, data, examples, batch, device=device_of(settings().device))
     v,seconds = H.start(0),{}

@@ -23,7 +23,7 @@ from . import networks as nets
 from .curvature import product_cost, recorded, share, smoothed, spectrum
 from .data import Dataset, blurred, cifar10, mnist1d, random_labels, rotations
 from .engine import WINDOW, Replica, Trace, device_of
-from .experiment import Node, Verdict, compute, decide, figure, step, together, verdicts
+from .experiment import Node, Verdict, compute, decide, figure, step, together, verdicts, within
 from .networks import Network, init_std
 from .plotting import COLORS, INK, band, beside, categorical_steps, empty, grid, scale_note, style
 from .pruning import imp, prunable_weights, remaining, shuffle_mask
@@ -79,22 +79,22 @@ def paper_studies()->list[Study]:
 
 def gpu_studies()->list[Study]:
     "ResNet-20 as printed, 2 seeds, fewer k and sparsities; 36 % pruned a round, two of the paper's rounds at a time."
-    return [_resnet20(ks=(0, 100, 500, 2000), levels=4, fraction=.36, at=(3,), level=3, seeds=2, epochs=('2ep', '10ep', '40ep'), rounds=1, share=1 - .8**6,
+    return [_resnet20(ks=(0, 100, 500, 2000, 4000), levels=4, fraction=.36, at=(3,), level=3, seeds=2, epochs=('2ep', '10ep', '40ep'), rounds=1, share=1 - .8**6,
                       note='2 seeds, 36 % pruned a round, Figure 9 in one shot')]
 
 def cpu_studies()->list[Study]:
     "CIFAR-10 on two cores in an hour or two: ResNet-8, the smallest of the family, 800 steps."
     r = Recipe(800, batch=64, lr=.1, milestones=(400, 600), weight_decay=1e-4, augment=True, precision='bf16')
-    return [Study('ResNet-8', nets.resnet8, cifar10(), r, ks=(0, 25, 100), pair=(25, 100), levels=3, at=(3,), level=3,
+    return [Study('ResNet-8', nets.resnet8, cifar10(), r, ks=(0, 25, 100, 400), pair=(25, 100), levels=3, at=(3,), level=3,
         fraction=.36, seeds=2, window=400, spectra=(0, 10, 25, 100, 400, 'end'), probes=2, lanczos=30, examples=256, epochs=(50, 200, 800), tasks=('rotation', 'blur'),
         rounds=1, share=1 - .8**6, limit=5000,
-        note='ResNet-8 (6 of 18 convolutions in blocks), 800 steps of batch 64 (63,000 of 128) in bf16, 2 seeds, 5,000 test images, 36 % pruned a round, Figure 9 in one shot')]
+        note='ResNet-8 (6 of 18 convolutions in blocks), 800 steps of batch 64 (62,500 of 128) in bf16, 2 seeds, 5,000 test images, 36 % pruned a round, Figure 9 in one shot')]
 
 # %% ../nbs/01_early_phase.ipynb #bc5245b8
 def quick_studies()->list[Study]:
     "A convolutional network of 5,146 weights on MNIST-1D, minutes on two cores."
     r = Recipe(600, batch=32, lr=.5, milestones=(300, 450))
-    return [Study('Conv', nets.mnist1d_conv, mnist1d(), r, ks=(0, 10, 25, 50, 200), pair=(50, 200), levels=5, fraction=.36, at=(3, 5), level=5, seeds=4,
+    return [Study('Conv', nets.mnist1d_conv, mnist1d(), r, ks=(0, 10, 25, 50, 200, 400), pair=(50, 200), levels=5, fraction=.36, at=(3, 5), level=5, seeds=4,
         window=300, spectra=(0, 10, 25, 50, 100, 200, 'end'), probes=2, lanczos=30, epochs=(50, 600), rounds=2, share=1 - .8**5,
         note='MNIST-1D, 600 steps, 4 seeds; 36 % pruned a round, in Figure 9 67 %')]
 
@@ -178,7 +178,7 @@ FIG_1 = figure('early_phase/figure-1', 'IMP with rewinding', 'Early Figure 1',
 # %% ../nbs/01_early_phase.ipynb #3ff72b44
 def saturation(ks, accuracies, # Rewinding steps; accuracies [seeds, ks]
     part=.9, resamples=2000)->tuple[float,float,float]: # k, and its 95 % bootstrap interval
-    "The smallest k with `part` of the best mean benefit over k = 0; nan where there is no benefit."
+    "The smallest k with `part` of the best mean benefit over k = 0; nan where there is no benefit. Fewer than three seeds have no interval."
     a,x = np.asarray(accuracies, float),np.log1p(np.asarray(ks, float))
     def first(means):
         gain = means - means[0]
@@ -187,11 +187,12 @@ def saturation(ks, accuracies, # Rewinding steps; accuracies [seeds, ks]
         return float(np.expm1(x[j-1] + (x[j] - x[j-1])*(part*gain.max() - gain[j-1])/(gain[j] - gain[j-1])))
     rng = np.random.default_rng(0)
     again = np.array([first(a[rng.integers(0, len(a), len(a))].mean(0)) for _ in range(resamples)])
-    again = again[np.isfinite(again)]
-    return first(a.mean(0)), *(map(float, np.quantile(again, (.025, .975))) if len(again) else (math.nan, math.nan))
+    k,again = first(a.mean(0)),np.where(np.isfinite(again), again, np.inf)   # no benefit in a resample: it saturates nowhere
+    if math.isnan(k) or len(a) < 3: return k, math.nan, math.nan
+    return k, *map(float, np.quantile(again, (.025, .975), method='nearest'))
 
 # %% ../nbs/01_early_phase.ipynb #c8bf30fc
-def saturations(values, scale, levels=None)->dict: # {study: (k, low, high)}
+def saturations(values, scale)->dict: # {study: (k, low, high)}
     "`saturation` of each study, over the sparser half of its ladder."
     by,out = {s.name: s for s in studies(scale)},{}
     for n,v in values.items():
@@ -237,7 +238,7 @@ def _hessian_of_one(values, scale):
     return fig
 
 # %% ../nbs/01_early_phase.ipynb #38fbb08a
-def costs(s:Study)->dict: return dict(cost=product_cost(init(s.network, seed=0), s.data, examples=s.examples, batch=s.chunk))
+def costs(s:Study)->dict: return dict(cost=product_cost(init(s.network, seed=0), s.data, examples=s.examples, batch=s.chunk, on=device_of(settings().device).split(':')[0]))
 
 def _cost_rows(values, scale):
     by,rows = {s.name: s for s in studies(scale)},[]
@@ -246,7 +247,7 @@ def _cost_rows(values, scale):
         products = by[n].probes*by[n].lanczos
         rows.append({'network': n, 'variables': c['n'], 'examples': c['examples'], 'gradient (s)': c['gradient'], 'product (s)': c['product'], 'gradients a product': f'{c["ratio"]:.2f}',
             'in theory': c['theory'], 'density': f'{by[n].probes} x {by[n].lanczos}', 'in gradients': f'{products*c["ratio"]:.0f}', 'theory': products*c['theory']})
-    return beside(rows, caption=f'What a density costs, in gradients of the same examples. Scale {scale}')
+    return beside(rows, caption=f'What a density costs, in gradients of the same examples, on this kind of device ({device_of(settings().device).split(":")[0]}). Scale {scale}')
 
 TAB_H = figure('early_phase/hessian-cost', 'The cost of a density', 'not in the paper', plan=lambda scale: _planned(scale, costs), draw=_cost_rows)
 
@@ -463,11 +464,16 @@ def _draw_family(axs, s, v):
         for j,(name,scores) in enumerate(curves.items()):
             a = acc(scores).T   # [seeds, levels]
             if not there(a): continue
-            if name in BASELINE: ax.plot(range(len(s.at)), np.nanmean(a, 0), ':', color=INK, lw=1, label='rewind to 0, mask of k')
+            if len(s.at) == 1:   # one sparsity: means and standard deviations, side by side
+                place = .12*(j - (len(curves) - 1)/2)
+                ax.errorbar([place], np.nanmean(a, 0), np.nanstd(a, 0, ddof=1), color=INK if name in BASELINE else f'C{j}' if j < 5 else '#8a8a3c', marker='x' if name in BASELINE else 'osD^vP'[j % 6],
+                            lw=1, ls='', label='weights of 0, mask of k' if name in BASELINE else name)
+            elif name in BASELINE: ax.plot(range(len(s.at)), np.nanmean(a, 0), 'x:', color=INK, lw=1, ms=4, label='weights of 0, mask of k')
             else: band(ax, range(len(s.at)), a, label=name, color=f'C{j}' if j < 5 else '#8a8a3c', **({} if j < 5 else dict(marker='P')))
         if not ax.lines: empty(ax, 'not computed yet'); continue
         _remaining_axis(ax, s, s.at); ax.set_title(f'{s.name}, k = {k}')
-    if axs[0].lines: axs[0].legend(fontsize=6)
+        if len(s.at) == 1: ax.set_xlim(-.7, .7)
+    if live := [ax for ax in axs if ax.lines]: live[0].legend(fontsize=6)
     if len(axs) > 1 and axs[0].lines and axs[1].lines:
         lo,hi = (f(*x) for f,x in zip((min, max), zip(axs[0].get_ylim(), axs[1].get_ylim())))
         for ax in axs: ax.set_ylim(lo, hi)
@@ -519,14 +525,15 @@ def _draw_effects(axs, s, v):
         if not kinds: empty(ax, 'not computed yet'); continue
         for f,members in FAMILIES.items():
             at = [kinds.index(n) for n in members if n in kinds]
-            ax.errorbar(x[at].mean(1), y[at].mean(1), y[at].std(1), fmt=style_of[f][1], color=style_of[f][0], lw=.8, label=names[f])
+            ax.errorbar(x[at].mean(1), y[at].mean(1), y[at].std(1), fmt='none', color=style_of[f][0], lw=.8)
+            ax.plot(x[at].mean(1), y[at].mean(1), style_of[f][1], color=style_of[f][0], label=names[f])
         for name,ls in (('rewind to k', '-'), ('rewind to 0', ':')):
             if there(a := acc(of[name]['score'])): ax.axhline(np.nanmean(a), color=INK, lw=.8, ls=ls, label=name)
         c = correlation(x.mean(1), y.mean(1))
         fit = np.polyfit(x.mean(1), y.mean(1), 1) if len(kinds) > 1 else None
         if fit is not None: ax.plot(t := np.array([x.mean(1).min(), x.mean(1).max()]), np.polyval(fit, t), color=INK, lw=.8, ls='--')
         ax.set(title=f'{s.name}, k = {k}: r = {c["r"]:.2f} ({c["low"]:.2f} to {c["high"]:.2f}), p = {c["p"]:.1g}', xlabel='effective standard deviation', ylabel='test accuracy (%)')
-    if axs[0].lines: axs[0].legend(fontsize=6)
+    if live := [ax for ax in axs if ax.lines]: live[0].legend(fontsize=6)
 
 FIG_8 = figure('early_phase/figure-8', 'Effective standard deviation and accuracy', 'Early Figure 8',
     plan=lambda scale: _planned(scale, effects), draw=lambda values, scale: _panels(values, scale, _draw_effects, cols=2, size=(3.9, 3.1)))
@@ -582,7 +589,7 @@ def _draw_pretraining(axs, s, v):
             if there(a := acc(scores)): band(ax, range(s.rounds + 1), a, label=f'{e} steps' if isinstance(e, int) else e, color=f'C{2 + j}' if j < 3 else plt.cm.viridis(j/len(v[t])))
         if not ax.lines: empty(ax, 'not computed yet'); continue
         _remaining_axis(ax, s, range(s.rounds + 1), s.share)
-    if axs[0].lines: axs[0].legend(fontsize=6)
+    if live := [ax for ax in axs if ax.lines]: live[0].legend(fontsize=6)
 
 FIG_9 = figure('early_phase/figure-9', 'Pretraining with less information', 'Early Figure 9',
     plan=lambda scale: _planned(scale, pretraining), draw=lambda values, scale: _panels(values, scale, _draw_pretraining, cols=4, size=(2.7, 2.6)))
@@ -693,12 +700,12 @@ def explorer_still(scale:str=None, kinds=('signs 0, magnitudes k', 'layer', 'lay
 
 # %% ../nbs/01_early_phase.ipynb #5a5c30c5
 def _each(values, scale, parts):
-    "`parts(study, values)` of every study, as one verdict; what lacks values is left out."
+    "`parts(study, values)` of every study, as one verdict; a part that lacks values is not decided."
     by,out = {s.name: s for s in studies(scale)},{}
     for n,v in values.items():
         for part,x in parts(by[n], v).items():
-            x = x if isinstance(x, Verdict) else x()
-            if x is not None: out[part if len(values) == 1 else f'{n}, {part}'] = x
+            if callable(x): x = x()
+            out[part if len(values) == 1 else f'{n}, {part}'] = x or Verdict(None, why='not computed yet')
     return together(out)
 
 def less(a, b, than=0., why=''):
@@ -722,26 +729,31 @@ def ep1(values, scale):
 
 @FIG_1.claim('EP2', 'The benefit saturates early; later k gain nothing further.')
 def ep2(values, scale):
-    by,out = {s.name: s for s in studies(scale)},{}
-    for n,(k,lo,hi) in saturations(values, scale).items():
-        last = by[n].ks[-1]
-        out[n] = Verdict(True if hi < last else None if lo < last else False, k, (lo, hi), 'steps', f'90 % of the benefit; the last k is {last}')
-    return together(out)
+    "Over the sparser half of the ladder: the later k of the perturbations gains, the last of the grid hardly more."
+    def parts(s, v):
+        if not _with(*v.values()): return {}
+        a,last = {k: acc(x)[:, (s.levels + 2)//2:].mean(1) for k,x in v.items()},s.ks[-1]
+        before = s.pair[1] if s.pair[1] < last else s.ks[-2]
+        return {f'rewinding to {before} gains over 0': lambda: less(a[0], a[before]), f'{last} gains less than a point over {before}': lambda: less(a[last], a[before], 1)}
+    return _each(values, scale, parts)
 
 @FIG_H.claim('EP3', 'At initialisation the Hessian has many large positive and many large negative eigenvalues.')
 def ep3(values, scale):
     def parts(s, v):
         xs = [x for x in v[0] if x]
         return {'-lowest/highest above .1': lambda: decide([-x['lowest']/x['highest'] for x in xs], .1, below=False, unit='') if xs else None,
-                'eigenvalues below -highest/10, over 3': lambda: decide([x['n']*share(x, high=-.1*x['highest']) for x in xs], 3, below=False, unit='eigenvalues') if xs else None}
+                'eigenvalues below -highest/10, over 3': lambda: decide([x['n']*share(x, high=-.1*x['highest']) for x in xs], 3, below=False, unit='eigenvalues') if xs else None,
+                'eigenvalues above highest/10, over 3': lambda: decide([x['n']*share(x, low=.1*x['highest']) for x in xs], 3, below=False, unit='eigenvalues') if xs else None}
     return _each(values, scale, parts)
 
 @FIG_H.claim('EP4', 'Early in training a few large eigenvalues stand out, the bulk is close to zero, the negative ones become very small.')
 def ep4(values, scale):
     def parts(s, v):
         k = [k for k in v if k != 'end' and k <= s.pair[-1]][-1]
-        xs = [x for x in v[k] if x]
-        return {f'bulk: within a tenth of the largest at step {k}, over 95 %': lambda: decide([100*share(x, -.1*x['highest'], .1*x['highest']) for x in xs], 95, below=False, unit='%') if xs else None,
+        xs,pairs = [x for x in v[k] if x],[(x0, x) for x0,x in zip(v[0], v[k]) if x0 and x]
+        outside = lambda x: x['n']*(1 - share(x, -.1*x['highest'], .1*x['highest']))
+        return {f'eigenvalues outside a tenth of the largest, step {k} against 0, below a quarter': lambda: decide([outside(x)/outside(x0) for x0,x in pairs], .25, unit='') if pairs else None,
+                'at least one stands out': lambda: decide([x['n']*share(x, low=.1*x['highest']) for x in xs], 1, below=False, unit='eigenvalues') if xs else None,
                 '-lowest/highest below .1': lambda: decide([-x['lowest']/x['highest'] for x in xs], .1, unit='') if xs else None}
     return _each(values, scale, parts)
 
@@ -754,7 +766,7 @@ def ep5(values, scale):
     return _each(values, scale, parts)
 
 # %% ../nbs/01_early_phase.ipynb #f3ebf14b
-def _at(s, v, k, kind, level=-1): return acc(v[k][kind])[level]   # [seeds] at the sparsest level perturbed
+def _at(s, v, k, kind): return acc(v[k][kind])[s.at.index(s.level)]   # [seeds] at the sparsity of Figure 8
 
 @FIG_4.claim('EP6', 'Signs of k with other magnitudes fall back to rewinding to 0; initial signs with the magnitudes of k do better; at the later k the difference closes.')
 def ep6(values, scale):
@@ -764,7 +776,7 @@ def ep6(values, scale):
         gap = lambda k: g(k, 'signs 0, magnitudes k') - g(k, 'signs k, magnitudes 0')
         return {f'k = {a}, signs of k, magnitudes of 0, over rewinding to 0': lambda: less(g(a, 'signs k, magnitudes 0'), g(a, 'rewind to 0'), 1),
                 f'k = {a}, fresh magnitudes': lambda: less(g(a, 'signs k, magnitudes fresh'), g(a, 'rewind to 0'), 1),
-                f'k = {a}, initial magnitudes below initial signs': lambda: less(-gap(a), 0), f'k = {b}, the gap is smaller': lambda: less(gap(b), gap(a))}
+                f'k = {a}, initial magnitudes below initial signs': lambda: less(-gap(a), 0), f'k = {b}, the two within a point': lambda: within(gap(b), 1)}
     return _each(values, scale, parts)
 
 @FIG_5.claim('EP7', 'Permuting weights globally or within layers is no better than rewinding to 0, within filters slightly better.')
@@ -775,15 +787,19 @@ def ep7(values, scale):
             if not _with(v[k]['layer'], v[k]['filter']): continue
             g = lambda kind, k=k: _at(s, v, k, kind)
             out |= {f'k = {k}, {kind} over rewinding to 0': less(g(kind), g('rewind to 0'), 1) for kind in ('global', 'layer')}
-            out[f'k = {k}, filter above layer'] = less(g('layer'), g('filter'))
+            out[f'k = {k}, filter above rewinding to 0'] = less(g('rewind to 0'), g('filter'))
         return out
     return _each(values, scale, parts)
 
-@FIG_6.claim('EP8', 'Permuting among equal signs only recovers part of the damage.')
+@FIG_6.claim('EP8', 'Permuting among equal signs only recovers part of the damage, and is a smaller perturbation.')
 def ep8(values, scale):
-    plain = FIG_5.values(scale, stored=True)
+    plain,sizes = FIG_5.values(scale, stored=True),FIG_8.values(scale, stored=True)
     def parts(s, v):
-        rest = {f'k = {k}, layer, still below rewinding to k': lambda k=k: less(_at(s, v, k, 'layer, same sign'), _at(s, v, k, 'rewind to k')) for k in s.pair if _with(v[k]['layer, same sign'])}
+        rest = {f'k = {k}, {kind}, still below rewinding to k': lambda k=k, kind=kind: less(_at(s, v, k, f'{kind}, same sign'), _at(s, v, k, 'rewind to k'))
+                for k in s.pair for kind in SCOPES if _with(v[k][f'{kind}, same sign'])}
+        for k in s.pair:
+            std = lambda kind, k=k: [e['std'] if e else math.nan for e in sizes[s.name][k][kind]['effect']]
+            rest |= {f'k = {k}, {kind}, the smaller perturbation': less(std(f'{kind}, same sign'), std(kind)) for kind in SCOPES}
         return rest | {f'k = {k}, {kind}': lambda k=k, kind=kind: less(_at(s, plain[s.name], k, kind), _at(s, v, k, f'{kind}, same sign'))
                 for k in s.pair for kind in SCOPES if _with(v[k][f'{kind}, same sign'], plain[s.name][k][kind])}
     return _each(values, scale, parts)
@@ -844,7 +860,7 @@ def ep12(values, scale):
     def parts(s, v):
         t = 'random labels'
         if t not in v or not _with(v[t][s.epochs[0]], v[t][s.epochs[-1]]): return {}
-        return {f'{s.epochs[0]}, over rewinding to 0': decide(_over_zero(s, v, t, s.epochs[0]), 1), f'{s.epochs[-1]} hurts': decide(_over_zero(s, v, t, s.epochs[-1]), 0)}
+        return {f'{e}, over rewinding to 0': decide(_over_zero(s, v, t, e), 1) for e in s.epochs[:-1] if _with(v[t][e])} | {f'{s.epochs[-1]} hurts': decide(_over_zero(s, v, t, s.epochs[-1]), 0)}
     return _each(values, scale, parts)
 
 @FIG_9.claim('EP13', 'Self-supervised rotation helps, but needs far longer.')
@@ -864,9 +880,7 @@ def ep16(values, scale):
 @FIG_10.claim('EP17', 'Pretraining sparse subnetworks on rotation brings no benefit.')
 def ep17(values, scale):
     def parts(s, v):
-        base = v.get(SPARSE[1], {}).get(0)
-        if base is None or not _with(base): return {}
-        return {f'{kind}, {e}, over weights of 0': less(acc(v[kind][e]), acc(base), 1) for kind in SPARSE[1:2] for e in s.epochs if _with(v[kind][e])}
+        return {f'{kind}, {e}, over none': less(acc(v[kind][e]), acc(v[kind][0]), 1) for kind in v for e in s.epochs if _with(v[kind][e], v[kind][0])}
     return _each(values, scale, parts)
 
 def ledger(scale:str=None):

@@ -777,7 +777,7 @@ def together(verdicts:dict # {part: Verdict}
     "One verdict for a claim in parts: no if one part is, yes if all are. Its size is that of the part that decides."
     if not verdicts: return Verdict(None, why='nothing computed yet')
     _,v = min(verdicts.items(), key=lambda nv: {False: 0, None: 1, True: 2}[nv[1].holds])
-    said = [f'{n}: {o}' + (f' ({o.why})' if o.why else '' if math.isnan(o.effect) else f' ({o.effect:.2g})') for n,o in verdicts.items()]
+    said = [f'{n}: {o}' + (f' ({o.why})' if o.why else '' if math.isnan(o.effect) else f' ({o.effect:.3g})') for n,o in verdicts.items()]
     return dataclasses.replace(v, why='; '.join(said))
 
 def judged(cases, # Each with a `name`

@@ -167,7 +167,9 @@ def test_saturation():
     a = np.array([[80, 85, 90, 90.1]]) + rng.normal(0, .1, (6, 4))
     k,lo,hi = ep.saturation(ks, a)
     assert lo <= k <= hi and 10 < k < 100
-    assert math.isnan(ep.saturation(ks, a[:, ::-1])[0])
+    assert math.isnan(ep.saturation(ks, a[:, ::-1])[0]) and math.isnan(ep.saturation(ks, a[:2])[1])
+    lucky = [[90, 90, 90, 91]] + 3*[[90, 85, 84, 80]]   # one seed of four gains: most resamples do not, and count
+    assert ep.saturation(ks, lucky)[2] in (math.inf, math.nan) or math.isnan(ep.saturation(ks, lucky)[2])
 
 
 def test_correlation():
@@ -271,6 +273,27 @@ def test_permutation_verdict(layer, filter_, want):
     s = ep.studies('quick')[0]
     v = pretend(s, **{'layer': layer, 'global': 80., 'filter': filter_})
     assert ep.ep7(v, 'quick').holds is want
+
+
+@pytest.mark.parametrize('last,want', ((90., True), (95., False), (80., True)))
+def test_saturation_verdict(last, want):
+    "A last k that gains clearly more than the one before says no; one that gains nothing, yes."
+    s = ep.studies('quick')[0]
+    rows = lambda a: [[score(a + .1*i) for _ in range(s.levels + 1)] for i in range(s.seeds)]
+    v = {k: rows({0: 80., s.ks[-1]: last}.get(k, 90.)) for k in s.ks}
+    assert ep.ep2({s.name: v}, 'quick').holds is want
+    assert ep.ep2({s.name: {**v, s.pair[1]: rows(80.)}}, 'quick').holds is not True   # no gain at all
+
+
+def test_bulk_verdict():
+    "EP4 is about what has changed since step 0: the spectrum of step 0 itself does not pass."
+    s,(k,*_) = ep.studies('quick')[0],[k for k in ep.studies('quick')[0].spectra if k == 200]
+    def spec(low, big, n=5000): # eigenvalues: one bulk at 0, `big` of size 1, `big` at `low`
+        return dict(nodes=[[low, 0., 1.]], weights=[[big/n, 1 - 2*big/n, big/n]], lowest=low, highest=1., n=n, batchnorm='batch')
+    start,later = [spec(-1., 100 + i) for i in range(3)],[spec(-.05, 10 + i) for i in range(3)]
+    of = lambda x: {s.name: {kk: (start if kk == 0 else x) for kk in s.spectra}}
+    assert ep.ep4(of(later), 'quick').holds is True and ep.ep4(of(start), 'quick').holds is False
+    assert ep.ep3(of(later), 'quick').holds is True and ep.ep3({s.name: {kk: later for kk in s.spectra}}, 'quick').holds is False
 
 
 def test_together():
