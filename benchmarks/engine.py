@@ -220,6 +220,20 @@ def parts(device, seconds):
         with tempfile.TemporaryDirectory() as tmp:
             s = Store(tmp)
             out[f'a state to the disk, {case}'] = statistics.median(clock(lambda: s.write('x', rep.state())) for _ in range(5))
+    if device == 'cpu': out.update(telemetry())
+    return out
+
+
+def telemetry():
+    "What the numbers of Early Figure 3 add to training, in the steps that are all looked at: the first fifty of a window."
+    from dataclasses import replace
+    from lth_nb import early_phase as early
+    out = {}
+    for name,network,window in (('mnist1d_conv', nets.mnist1d_conv, 50), ('resnet20', nets.resnet20, 10)):
+        s = early.quick_studies()[0] if name == 'mnist1d_conv' else early.gpu_studies()[0]
+        out[f'telemetry at every step, {name}, share of a step'] = early.overhead(replace(s, network=network, window=window))/100
+    s = early.quick_studies()[0]
+    out[f'telemetry over its window of {s.window} steps, mnist1d_conv, share of a step'] = early.overhead(s)/100
     return out
 
 
