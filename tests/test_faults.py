@@ -115,7 +115,7 @@ def small_disk(tmp_path):
 def test_full_disk(small_disk):
     "In the middle of a grid: what was done is there, and readable; with room made, going on ends as if nothing had been."
     s,grid = Store(small_disk/'r'),[numbers(i) for i in range(20)]
-    with pytest.raises(ComputeError, match=r'(?s)of 20 calls failed.*numbers.*could not write .*/disk/r/numbers/.*No space left on device'): run(grid, s)
+    with pytest.raises(ComputeError, match=r'(?s)numbers.*could not write .*/disk/r/numbers/.*No space left on device.*of 20 calls failed'): run(grid, s)
     done = s.paths()
     assert 3 < len(done) < 20 and whole(small_disk/'r')
     before = files(small_disk/'r')
@@ -255,14 +255,14 @@ def test_device_that_is_not_there(tmp_path):
 def test_failing_step_in_a_grid(tmp_path):
     "Every other result is stored; what waited for it is counted; the error names the call and the cause, and running again tries it again."
     s,grid = Store(tmp_path),{i: reciprocal(i) for i in (1, 0, 2, 4)}
-    with pytest.raises(ComputeError, match=r'(?s)1 of 8 calls failed, 3 more waited.*all others are stored.*reciprocal\(x\) .*ZeroDivisionError: division by zero') as e:
+    with pytest.raises(ComputeError, match=r'(?s)reciprocal\(x\) .*ZeroDivisionError: division by zero.*1 of 8 calls failed, 3 more waited.*all others are stored') as e:
         run([grid, add(add(add(reciprocal(0), 1), 1), 1), add(reciprocal(4), 1)], s)
     assert isinstance(e.value.__cause__, ZeroDivisionError)
     assert compute(grid, store=s, stored=True) == {1: 1., 0: None, 2: .5, 4: .25} and len(s.paths()) == 4 and s.has(add(reciprocal(4), 1).path) and whole(tmp_path)
 
 def test_a_long_chain_behind_a_failure(tmp_path):
     "With nothing else to do, the failure is what is reported."
-    with pytest.raises(ComputeError, match='1 of 5 calls failed, 4 more waited.*ZeroDivisionError'):
+    with pytest.raises(ComputeError, match='ZeroDivisionError.*1 of 5 calls failed, 4 more waited'):
         run(add(add(add(add(reciprocal(0), 1), 1), 1), 1), Store(tmp_path))
 
 @step(many=True)
