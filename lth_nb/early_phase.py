@@ -465,9 +465,9 @@ def _draw_family(axs, s, v):
             a = acc(scores).T   # [seeds, levels]
             if not there(a): continue
             if len(s.at) == 1:   # one sparsity: means and standard deviations, side by side
-                place = .12*(j - (len(curves) - 1)/2)
-                ax.errorbar([place], np.nanmean(a, 0), np.nanstd(a, 0, ddof=1), color=INK if name in BASELINE else f'C{j}' if j < 5 else '#8a8a3c', marker='x' if name in BASELINE else 'osD^vP'[j % 6],
-                            lw=1, ls='', label='weights of 0, mask of k' if name in BASELINE else name)
+                place,color = [.12*(j - (len(curves) - 1)/2)],INK if name in BASELINE else f'C{j}' if j < 5 else '#8a8a3c'
+                ax.errorbar(place, np.nanmean(a, 0), np.nanstd(a, 0, ddof=1), fmt='none', ecolor=color, lw=1)
+                ax.plot(place, np.nanmean(a, 0), 'x' if name in BASELINE else 'osD^vP'[j % 6], color=color, label='weights of 0, mask of k' if name in BASELINE else name)
             elif name in BASELINE: ax.plot(range(len(s.at)), np.nanmean(a, 0), 'x:', color=INK, lw=1, ms=4, label='weights of 0, mask of k')
             else: band(ax, range(len(s.at)), a, label=name, color=f'C{j}' if j < 5 else '#8a8a3c', **({} if j < 5 else dict(marker='P')))
         if not ax.lines: empty(ax, 'not computed yet'); continue
