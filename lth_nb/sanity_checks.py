@@ -430,9 +430,9 @@ def gpu_cases()->list[Case]:
 
 def cpu_cases()->list[Case]:
     "ResNet-20 on CIFAR-10, a few hundred steps, pruned in four rounds."
-    short = Recipe(400, batch=64, milestones=(200, 300), weight_decay=5e-4, augment=True, precision='bf16')
-    return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.01, .05, .1), levels=(4,), fraction=1 - .086**.25, short=None, more=(), rewind=20, table4=(),
-                    seeds=2, enough=True, note='400 of 125,000 steps, bf16, 4 rounds of 46 %, 2 seeds, 2,000 test images')]
+    short = Recipe(500, batch=64, milestones=(250, 375), weight_decay=5e-4, augment=True, precision='bf16')
+    return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.005, .01, .05, .1), levels=(4,), fraction=1 - .086**.25, short=None, more=(), rewind=25, table4=(),
+                    seeds=2, enough=True, note='500 of 125,000 steps, bf16, 4 rounds of 46 %, 2 seeds, 2,000 test images')]
 
 def quick_cases()->list[Case]:
     "Stand-ins on MNIST-1D, minutes on two cores."
@@ -725,7 +725,7 @@ def path_of(scale:str)->Route:
     if scale in ('gpu', 'paper'):
         c = next(c for c in cifar_cases(cifar10()) if c.name == 'ResNet-32')
         return Route(replace(c, lrs=(.01, .1), levels=(13,)), 13, snapshots=40, points=25, limit=10000, seeds=3 if scale == 'paper' else 1)
-    if scale == 'cpu': return Route(cpu_cases()[0], cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500)
+    if scale == 'cpu': return Route(replace(cpu_cases()[0], lrs=(.01, .1)), cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500, seeds=2)
     if scale == 'quick': return Route(replace(quick_cases()[0], lrs=(.03, .3), like='ResNet-32'), 4, snapshots=20, points=15, limit=500, seeds=3)
     c = smoke_cases()[1]
     return Route(c, 2, snapshots=4, points=5, limit=64, seeds=2)
