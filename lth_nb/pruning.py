@@ -8,13 +8,13 @@ __all__ = ['lowest', 'dense_mask', 'magnitude_mask', 'density', 'kept', 'prunabl
            'R_p', 'null', 'z_score', 'pairwise', 'correlation', 'ADMM', 'admm']
 
 # %% ../nbs/lib/pruning.ipynb #0498e74d
-import math
+import math, warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .engine import Replica, device_of
 from .experiment import Node, step
@@ -24,22 +24,30 @@ from .settings import settings
 from .training import network_of
 
 # %% ../nbs/lib/pruning.ipynb #6ff4fdb3
-def lowest(magnitude:Tensor, # Non-negative scores, one dimension
-    fraction:float # Of how many to take, in [0, 1)
-    )->Tensor: # Positions of the round(fraction*n) lowest; ties by position
-    "Which to prune. Raises `ValueError` for a fraction outside [0, 1) and for NaN."
-    if not 0 <= fraction < 1: raise ValueError(f'fraction={fraction}: prune at least 0 and less than 1 of what remains')
+def _ranked(magnitude): # NaN has no rank
     if bool(magnitude.isnan().any()): raise ValueError(f'{int(magnitude.isnan().sum())} of {len(magnitude)} weights are NaN: nothing to rank')
-    n = round(fraction*len(magnitude))
+
+def _lowest(magnitude, n): # positions of the n lowest
+    _ranked(magnitude)
     if not n: return torch.empty(0, dtype=torch.int64, device=magnitude.device)
     last = magnitude.sort().values[n - 1] if magnitude.is_cuda else magnitude.kthvalue(n).values   # no full sort on a CPU
     below,ties = (magnitude < last).nonzero().squeeze(1),(magnitude == last).nonzero().squeeze(1)
     return torch.cat([below, ties[:n - len(below)]])
 
+def lowest(magnitude:Tensor, # Non-negative scores, one dimension
+    fraction:float # Of how many to take, in [0, 1)
+    )->Tensor: # Positions of the round(fraction*n) lowest; ties by position
+    "Which to prune. Raises `ValueError` for a fraction outside [0, 1) and for NaN."
+    if not 0 <= fraction < 1: raise ValueError(f'fraction={fraction}: prune at least 0 and less than 1 of what remains')
+    return _lowest(magnitude, round(fraction*len(magnitude)))
+
 # %% ../nbs/lib/pruning.ipynb #6b5e87b9
 def dense_mask(weights:dict # {name: weight} of the prunable layers
     )->dict: # {name: all True}
     return {k: torch.ones(w.shape, dtype=torch.bool, device=w.device) for k,w in weights.items()}
+
+def _is_mask(m, name): # as an index, whole numbers would pick places instead of masking
+    if m.dtype != torch.bool: raise ValueError(f'the mask of {name} has dtype {m.dtype}: use bool, such as mask > 0')
 
 def magnitude_mask(weights:dict, # {name: weight} of the prunable layers
     fraction:float, # Of the surviving, not exempt weights
@@ -52,9 +60,13 @@ def magnitude_mask(weights:dict, # {name: weight} of the prunable layers
     if mask.keys() != weights.keys(): raise ValueError(f'mask and weights name different layers: {sorted(mask.keys() ^ weights.keys())}')
     for k,m in mask.items():
         if m.shape != weights[k].shape: raise ValueError(f'the mask of {k} has shape {tuple(m.shape)}, its weights {tuple(weights[k].shape)}')
+        _is_mask(m, k)
     if wrong := set(exempt) - weights.keys(): raise ValueError(f'exempt={sorted(wrong)} are no prunable layers; there are {list(weights)}')
     if scope not in ('global', 'layer'): raise ValueError(f"scope={scope!r}: use 'global' or 'layer'")
     names = [k for k in weights if k not in exempt]
+    for k in names:
+        try: _ranked(weights[k][mask[k]])
+        except ValueError as e: raise ValueError(f'{k}: {e}') from None
     for group in ([names] if scope == 'global' else [[k] for k in names]):
         flat = torch.cat([mask[k].flatten() for k in group])
         alive = flat.nonzero().squeeze(1)
@@ -132,11 +144,20 @@ def remaining(level:int, # Rounds
 def ranks(magnitude:Tensor # Non-negative scores, one dimension
     )->Tensor: # int64 [n]: 0 for the largest; of equals the last in place, as `lowest` would leave it
     "The rank of every weight in its layer. Raises `ValueError` for NaN."
-    if bool(magnitude.isnan().any()): raise ValueError(f'{int(magnitude.isnan().sum())} of {len(magnitude)} weights are NaN: nothing to rank')
+    _ranked(magnitude)
     order = magnitude.argsort(stable=True).flip(0)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 def _tops(ps, n): return [max(1, round(p*n)) for p in ps]
+
+def _survivors(w, alive): # magnitudes, one dimension
+    w = w.detach()
+    if alive is not None:
+        if alive.shape != w.shape: raise ValueError(f'the mask has shape {tuple(alive.shape)}, the weights {tuple(w.shape)}')
+        _is_mask(alive, 'a layer')
+        w = w[alive.to(w.device)]
+    if not w.numel(): raise ValueError('no weights left: leave this layer out (exempt), or prune less of it')
+    return w.flatten().abs()
 
 def shared(a:Tensor, b:Tensor, # Weights of one layer in two networks, any shape
     ps, # Fractions in (0, 1]
@@ -144,11 +165,12 @@ def shared(a:Tensor, b:Tensor, # Weights of one layer in two networks, any shape
     )->dict: # {n, top [ps], hits [ps]}
     "How many of the largest weights of a layer two networks share."
     if a.shape != b.shape: raise ValueError(f'shapes {tuple(a.shape)} and {tuple(b.shape)} differ: compare layers of one network')
-    if alive is not None and alive.shape != a.shape: raise ValueError(f'the mask has shape {tuple(alive.shape)}, the weights {tuple(a.shape)}')
-    a,b = ((w.detach() if alive is None else w.detach()[alive.to(w.device)]).flatten().abs() for w in (a, b.to(a.device)))
-    if not len(a): raise ValueError('no weights left: leave this layer out (exempt), or prune less of it')
+    a,b = _survivors(a, alive),_survivors(b.to(a.device), alive)
+    top,there = _tops(ps, len(a)),min(int(a.count_nonzero()), int(b.count_nonzero()))
+    if past := [k for k in top if there < k < len(a)]:
+        warnings.warn(f'{there} of {len(a)} weights of a layer are not 0, and the top {past[0]} were asked for: the zeros among them go by place. Give the mask, and p counts what remains')
     worse = torch.maximum(ranks(a), ranks(b))
-    within,top = torch.bincount(worse, minlength=len(a)).cumsum(0).cpu(),_tops(ps, len(a))
+    within = torch.bincount(worse, minlength=len(a)).cumsum(0).cpu()
     return dict(n=len(a), top=top, hits=[int(within[k - 1]) for k in top])
 
 # %% ../nbs/lib/pruning.ipynb #01fd1c88
@@ -156,7 +178,9 @@ class _File(Mapping):
     "The weights in a safetensors file, read one at a time. In a file of this package's store: the state's weights, not the optimiser's averages."
     def __init__(self, path):
         self.path = str(path)
-        with self._open() as f: names = [k for k in f.keys() if len(f.get_slice(k).get_shape()) > 1]
+        try: opened = self._open()
+        except SafetensorError as e: raise ValueError(f'{self.path} is no safetensors file ({e}): safetensors.torch.save_file(state_dict, path) makes one') from None
+        with opened as f: names = [k for k in f.keys() if len(f.get_slice(k).get_shape()) > 1]
         ours = [k for k in names if k.startswith('value/weights/')]
         self.names = {k.removeprefix('value/weights/'): k for k in ours or names}
     def _open(self): return safe_open(self.path, 'pt')
@@ -171,10 +195,17 @@ def layers_of(x # A state, a state_dict, a module, or the path of a safetensors 
     if isinstance(x, (str, Path)): return _File(x)
     if isinstance(x, _File): return x
     if isinstance(x, nn.Module): x = x.state_dict()
+    if not isinstance(x, Mapping): raise TypeError(f'{x!r:.60} is no network: use a state, a state_dict, a module or the path of a safetensors file')
     w = x['weights'] if isinstance(x.get('weights'), Mapping) else x
-    return {k: v for k,v in w.items() if v.dim() > 1}
+    return {k: v for k,v in w.items() if isinstance(v, Tensor) and v.dim() > 1}
 
 # %% ../nbs/lib/pruning.ipynb #a49a31bb
+def _fractions(ps):
+    try: ps = [float(p) for p in np.atleast_1d(ps)]
+    except (TypeError, ValueError): ps = [math.nan]
+    if not ps or (bad := [p for p in ps if not 0 < p <= 1]): raise ValueError(f'p={bad[0] if ps else "()"}: use a fraction in (0, 1]')
+    return ps
+
 def _alike(a, b, mask, exempt):
     if wrong := set(exempt) - set(a): raise ValueError(f'exempt={sorted(wrong)} are no layers here; there are {list(a)}')
     if wrong := set(mask or ()) - set(a): raise ValueError(f'the mask names {sorted(wrong)}, which are no layers here; there are {list(a)}')
@@ -186,8 +217,7 @@ def overlap(a, b, # Two networks, as `layers_of` takes them
     exempt:tuple=() # Layers left out
     )->dict: # {p [ps], layers: {name: {n, top [ps], hits [ps]}}}
     "What two networks share of their largest weights, layer by layer: all that R_p and its z-score need."
-    ps = [float(p) for p in np.atleast_1d(ps)]
-    if bad := [p for p in ps if not 0 < p <= 1]: raise ValueError(f'p={bad[0]}: use a fraction in (0, 1]')
+    ps = _fractions(ps)
     a,b = layers_of(a),layers_of(b)
     _alike(a, b, mask, exempt)
     out = {}
@@ -198,6 +228,7 @@ def overlap(a, b, # Two networks, as `layers_of` takes them
     return dict(p=ps, layers=out)
 
 def _counts(o, layer): # n [layers], top and hits [layers, ps]
+    if layer and layer not in o['layers']: raise ValueError(f'layer={layer!r}: there are {list(o["layers"])}')
     ls = [o['layers'][layer]] if layer else list(o['layers'].values())
     return (np.array([l[k] for l in ls], float) for k in ('n', 'top', 'hits'))
 
@@ -226,25 +257,27 @@ def z_score(o:dict, layer:str=None)->np.ndarray: # [ps]; nan at p = 1, where not
     return np.divide(indicator(o, layer) - mean, sd, out=np.full_like(mean, np.nan), where=sd > 0)
 
 # %% ../nbs/lib/pruning.ipynb #c5298b5e
+def _top(magnitude, p): # bool [n]
+    top = torch.ones(len(magnitude), dtype=torch.bool, device=magnitude.device)
+    top[_lowest(magnitude, len(magnitude) - _tops([p], len(magnitude))[0])] = False
+    return top
+
 def pairwise(networks:list, # m of them, as `layers_of` takes them
     p:float, mask:dict=None, exempt:tuple=())->np.ndarray: # [m, m], ones on the diagonal
     "R_p between every two of many networks."
-    if not 0 < p <= 1: raise ValueError(f'p={p}: use a fraction in (0, 1]')
+    p, = _fractions(p)
     nets = [layers_of(x) for x in networks]
     if not nets: raise ValueError('no networks to compare')
     for x in nets[1:]: _alike(nets[0], x, mask, exempt)
     hits,total = 0,0
     for name in (k for k in nets[0] if k not in exempt):
-        keep = None if mask is None else mask.get(name)
-        rows = [x[name].detach() for x in nets]
-        if keep is not None and keep.shape != rows[0].shape: raise ValueError(f'{name}: the mask has shape {tuple(keep.shape)}, the weights {tuple(rows[0].shape)}')
-        if len({r.shape for r in rows}) > 1: raise ValueError(f'{name}: shapes {sorted({tuple(r.shape) for r in rows})} differ: compare layers of one network')
-        rows = [(r if keep is None else r[keep]).flatten().abs() for r in rows]
-        if not len(rows[0]): raise ValueError(f'{name}: no weights left: leave this layer out (exempt), or prune less of it')
-        k, = _tops([p], len(rows[0]))
-        tops = torch.stack([ranks(r) < k for r in rows])
+        rows,keep,tops = [x[name] for x in nets],None if mask is None else mask.get(name),[]
+        if len(shapes := {tuple(r.shape) for r in rows}) > 1: raise ValueError(f'{name}: shapes {sorted(shapes)} differ: compare layers of one network')
+        for r in rows:
+            try: tops.append(_top(_survivors(r, keep), p))
+            except ValueError as e: raise ValueError(f'{name}: {e}') from None
+        total,tops = total + int(tops[0].sum()),torch.stack(tops)
         hits = hits + sum((c.float() @ c.float().T).double() for c in tops.split(2**22, 1))   # sums below 2**24 are exact in float32
-        total += k
     return (hits/total).cpu().numpy()
 
 # %% ../nbs/lib/pruning.ipynb #0556da9c
@@ -291,13 +324,16 @@ def admm(start, data, recipe:Recipe, # The training within which W is pulled
     order:int, sparsity:float, # Fraction pruned, of the layers not exempt
     rhos=(1e-4, 1e-3, 1e-2, 1e-1), every='3ep', scope='layer', exempt=(), *, items, shelf):
     "ADMM pruning of a trained state (Zhang et al. 2018). Items: 'mask', 'trace', 'state'."
+    layers = prunable_weights(start)   # whatever is wrong is said before it trains
+    if isinstance(rhos, (int, float)) or not rhos or any(not r > 0 for r in rhos): raise ValueError(f'rhos={rhos!r}: use one rho above 0 a stage, such as (1e-2, 1e-1)')
+    magnitude_mask(layers, sparsity, None, scope, tuple(exempt))
     end,dev = recipe.end(data),device_of(settings().device)
     edges,at = _updates(end, max(1, steps(every, recipe.per_epoch(data))), rhos)
     def mask_of(weights): return magnitude_mask(weights, sparsity, None, scope)
     kept = shelf.resume() or dict(state=start, trace=[])
     begun = bool(kept['trace'])
     rep = Replica(kept['state'], data, recipe, order, kept['state']['step'] if begun else 0, None, 'kept' if begun else 'fresh', dev)
-    pull,trace = ADMM(rep.weights, mask_of, [n for n in prunable_weights(start) if n not in exempt]),kept['trace']
+    pull,trace = ADMM(rep.weights, mask_of, [n for n in layers if n not in exempt]),kept['trace']
     rep.hooks.append(pull)
     quiet = lambda: rep.lane.here() if rep.lane else nullcontext()   # what a stream reads is written on that stream
     if begun:

@@ -163,3 +163,11 @@ def test_side_by_side(tmp_path):
 def test_divergence_is_told(tmp_path):
     node = admm(DENSE, toy, replace(R, lr=1e4), 0, .5, every=5)['mask']
     with pytest.raises(Exception, match='ADMM diverged at step .* a lower learning rate than 10000'): compute(node, store=Store(tmp_path), workers=1, quiet=True)
+
+@pytest.mark.parametrize('bad,told', [(dict(rhos=()), r'rhos=\(\)'), (dict(rhos=(.1, -1.)), r'rhos=\(0.1, -1.0\).*above 0'), (dict(rhos=.1), 'rhos=0.1'),
+    (dict(sparsity=1.), 'fraction=1.0'), (dict(exempt=('fc',)), "exempt=.'fc'"), (dict(scope='all'), "scope='all'")])
+def test_bad_arguments_are_told_before_training(tmp_path, bad, told, monkeypatch):
+    def train_(*_): raise AssertionError('it trains')
+    compute(DENSE, store=Store(tmp_path), workers=1, quiet=True)
+    monkeypatch.setattr(Replica, 'pump', train_)
+    with pytest.raises(Exception, match=told): compute(admm(DENSE, toy, R, 0, **{**dict(sparsity=.5, every=5, rhos=(.1, 1.)), **bad})['mask'], store=Store(tmp_path), workers=1, quiet=True)

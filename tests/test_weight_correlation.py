@@ -1,5 +1,5 @@
 """R_p: by hand, at ties, its null distribution, files, bad input; the chapter's plans and verdicts."""
-import math, time
+import math, time, warnings
 
 import numpy as np, pytest, torch
 from conftest import ROOT
@@ -121,7 +121,7 @@ def test_files_of_millions(tmp_path):
     assert (np.abs(z_score(o)) < 5).all() and R_p(tmp_path/'a.safetensors', big, .1) == 1
 
 
-@pytest.mark.parametrize('p', (0, -.1, 1.0001, float('nan'), float('inf')))
+@pytest.mark.parametrize('p', (0, -.1, 1.0001, 20, float('nan'), float('inf'), 'half', None))
 def test_bad_p(p):
     a = draw((5, 5))
     for f in (R_p, lambda a, b, p: pairwise([a, b], p), lambda a, b, p: overlap(a, b, (.2, p))):
@@ -139,10 +139,33 @@ def test_bad_weights():
     for f in (lambda: R_p(a, a, .2, gone), lambda: pairwise([a, a], .2, gone)):
         with pytest.raises(ValueError, match='l1.weight: no weights left.*exempt'): f()
     assert R_p(a, a, .2, gone, exempt=('l1.weight',)) == 1
+    for f in (lambda: pairwise([a, nan], .2), lambda: magnitude_mask(nan, .2)):
+        with pytest.raises(ValueError, match='l0.weight: 1 of 20 weights are NaN'): f()
+    for m in ('long', 'float'):   # zeros and ones as an index would pick places 0 and 1
+        wrong = {k: getattr(torch.ones(v.shape), m)() for k,v in a.items()}
+        for f in (lambda: R_p(a, a, .2, wrong), lambda: pairwise([a, a], .2, wrong), lambda: magnitude_mask(a, .2, wrong)):
+            with pytest.raises(ValueError, match=f'l0.weight.*torch.{"int64" if m == "long" else "float32"}.*use bool'): f()
     with pytest.raises(ValueError, match='l0.weight: no weights left'): R_p(draw((0, 4)), draw((0, 4)), .2)
     with pytest.raises(ValueError, match="exempt=.'fc'.*l0.weight"): R_p(a, a, .2, exempt=('fc',))
     with pytest.raises(ValueError, match=r'mask has shape \(4,\)'): shared(a['l0.weight'], a['l0.weight'], [.2], torch.ones(4).bool())
     with pytest.raises(ValueError, match='no layers to compare'): R_p({'b': torch.ones(3)}, {'b': torch.ones(3)}, .2)
+    with pytest.raises(ValueError, match="layer='l9'.*l0.weight"): indicator(overlap(a, a, .2), 'l9')
+    with pytest.raises(TypeError, match=r'\[1, 2\] is no network'): R_p([1, 2], a, .2)
+
+def test_what_is_no_safetensors_file(tmp_path):
+    torch.save(draw((5, 4)), tmp_path/'w.pt')
+    with pytest.raises(ValueError, match='w.pt is no safetensors file.*save_file'): R_p(tmp_path/'w.pt', draw((5, 4)), .2)
+    with pytest.raises(FileNotFoundError, match='gone.safetensors'): R_p(tmp_path/'gone.safetensors', draw((5, 4)), .2)
+
+def test_zeros_in_the_top_are_told():
+    "Without the mask, two sparse networks agree on which zeros are large: by place, and for nothing."
+    a,b = draw((50, 40)),draw((50, 40), seed=1)
+    m = magnitude_mask(draw((50, 40), seed=2), .7)
+    cut = lambda w: {k: v*m[k] for k,v in w.items()}
+    with pytest.warns(UserWarning, match='600 of 2000 weights .* top 1000 .*mask'): high = R_p(cut(a), cut(b), .5)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert high > .8 and abs(R_p(cut(a), cut(b), .5, m) - .5) < .1 and R_p(cut(a), cut(b), 1.) == 1
 
 
 def test_along_training(tmp_path):
