@@ -965,6 +965,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'lth_nb/weight_correlation.py'),
                                            'lth_nb.weight_correlation.notions': ( 'weight_correlation.html#notions',
                                                                                   'lth_nb/weight_correlation.py'),
+                                           'lth_nb.weight_correlation.overlap_at': ( 'weight_correlation.html#overlap_at',
+                                                                                     'lth_nb/weight_correlation.py'),
                                            'lth_nb.weight_correlation.paper_cases': ( 'weight_correlation.html#paper_cases',
                                                                                       'lth_nb/weight_correlation.py'),
                                            'lth_nb.weight_correlation.path': ( 'weight_correlation.html#path',

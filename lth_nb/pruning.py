@@ -168,7 +168,8 @@ def shared(a:Tensor, b:Tensor, # Weights of one layer in two networks, any shape
     a,b = _survivors(a, alive),_survivors(b.to(a.device), alive)
     top,there = _tops(ps, len(a)),min(int(a.count_nonzero()), int(b.count_nonzero()))
     if past := [k for k in top if there < k < len(a)]:
-        warnings.warn(f'{there} of {len(a)} weights of a layer are not 0, and the top {past[0]} were asked for: the zeros among them go by place. Give the mask, and p counts what remains')
+        warnings.warn(f'{there} of {len(a)} weights of a layer are not 0, and the top {past[0]} were asked for: the zeros among them go by place. '
+                      'Give the mask, and p counts what remains', stacklevel=2)
     worse = torch.maximum(ranks(a), ranks(b))
     within = torch.bincount(worse, minlength=len(a)).cumsum(0).cpu()
     return dict(n=len(a), top=top, hits=[int(within[k - 1]) for k in top])

@@ -8,12 +8,14 @@ __all__ = ['RATES', 'MASKS', 'KINDS', 'FIG_1', 'FIG_3', 'PAPER_DENSE', 'PAPER_BE
            'TAB_NOTIONS', 'Case', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases',
            'dense', 'sparse', 'path', 'iterative', 'admm_run', 'mask_of', 'under', 'accuracy', 'accuracies',
            'dense_accuracy', 'acc', 'portrait', 'pruned_layers', 'ratios', 'along', 'copies', 'notions',
-           'sanity_verdict', 'explorer', 'wins', 'wc1', 'wc2', 'wc3', 'wc4', 'wc5', 'wc6', 'ledger']
+           'sanity_verdict', 'overlap_at', 'explorer', 'wins', 'wc1', 'wc2', 'wc3', 'wc4', 'wc5', 'wc6', 'ledger']
 
 # %% ../nbs/04_weight_correlation.ipynb #5ebac4a2
 import math
 from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt, numpy as np, torch
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 from . import networks as nets
 from .data import Dataset, MissingData, cifar10, cifar100, mnist, mnist1d
 from .experiment import Needs, Node, Verdict, decide, figure, judged, step, together, verdicts, within
@@ -88,7 +90,7 @@ def gpu_cases()->list[Case]:
     "ResNet-20 on CIFAR-10 with three initialisations and sparsities; of the others what dense runs and one ADMM mask show."
     few = dict(seeds=3, looks=tuple(f'{e}ep' for e in (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 120, 150)), note='3 initialisations')
     r20,*others = paper_cases()
-    return [replace(r20, rounds=(.3, .5, .7, .8), read=(.5, .7, .8), ks=(0, 2000), **few), *(replace(c, rounds=(), read=(), masks=(), at=(), ks=(), **few) for c in others)]
+    return [replace(r20, rounds=(.3, .5, .7, .8), read=(.5, .7, .8), ks=(0, 2000), **{**few, 'looks': r20.looks}), *(replace(c, rounds=(), read=(), masks=(), at=(), ks=(), **few) for c in others)]
 
 # %% ../nbs/04_weight_correlation.ipynb #8b7df8fb
 def cpu_cases()->list[Case]:
@@ -249,6 +251,7 @@ def _draw_notations(values, scale):
 FIG_1 = figure('weight_correlation/figure-1', 'The notations', 'WC Figure 1', plan=_plan_notations, draw=_draw_notations)
 
 # %% ../nbs/04_weight_correlation.ipynb #d7033c8b
+_SHARES = dict(neither='#8181814d', **{'the first': '#6162cf', 'the second': '#00aa68', 'both': '#e67116'})
 _SCENARIOS = (r'$\theta_0$', r'$\theta_T$'), (r'$\theta_0 \odot m$', r'$(\theta_T \odot m)_T$'), (r"$\theta_0' \odot m$", r'$(\theta_T \odot m)_T$')
 
 def _draw_scenarios(values, scale, p=.5):
@@ -260,9 +263,12 @@ def _draw_scenarios(values, scale, p=.5):
         s = shared(wa, wb, [p], keep.bool())
         one = lambda w: w.abs() >= w.abs()[keep.bool()].sort(descending=True).values[s['top'][0] - 1]
         code = torch.where(keep.bool(), 1 + one(wa).int() + 2*one(wb).int(), 0).numpy()   # 1 neither, 2 first, 3 second, 4 both
-        ax.imshow(code, cmap=plt.matplotlib.colors.ListedColormap(['none', '#8181814d', '#6162cf', '#00aa68', '#e67116']), vmin=-.5, vmax=4.5, interpolation='nearest')
-        ax.set(xticks=[], yticks=[], title=f'{a} and {b}', xlabel=f'{s["hits"][0]} of {s["top"][0]} shared: {s["hits"][0]/s["top"][0]:.2f}'); ax.spines[:].set_visible(True)
-    scale_note(fig, f'Scale {scale}, {name}, last layer: in the larger half of the first (violet), of the second (green), of both (orange), of neither (grey); pruned (empty)')
+        ax.imshow(code, cmap=ListedColormap(['none', *_SHARES.values()]), vmin=-.5, vmax=4.5, interpolation='nearest')
+        o = dict(p=[p], layers=dict(last=s))
+        chance,sd = (float(x[0]) for x in null(o))
+        ax.set(xticks=[], yticks=[], title=f'{a} and {b}', xlabel=f'{s["hits"][0]} of {s["top"][0]} shared: {indicator(o)[0]:.2f} (chance {chance:.2f} ± {sd:.2f})'); ax.spines[:].set_visible(True)
+    fig.legend([Patch(facecolor=c) for c in _SHARES.values()], [f'in the larger half of {k}' for k in _SHARES], loc='outside upper left', ncols=4, fontsize=7)
+    scale_note(fig, f'Scale {scale}, {name}, last layer; pruned weights are left empty')
     return fig
 
 FIG_3 = figure('weight_correlation/figure-3', 'Three scenarios of correlation', 'WC Figure 3', plan=_plan_notations, draw=_draw_scenarios)
@@ -372,8 +378,7 @@ def _panels_finetuning(c, v):
                 for x,vs in enumerate(v[r]['R'][start].values()):
                     if not len(R := ratios(c, vs)): continue
                     ax.bar(x + .38*j - .19, R.mean(), .36, color=_COLORS[start], label=None if x else label, yerr=R.std(ddof=1) if len(R) > 1 else None, ecolor=INK)
-                    sd = 100*float(null(pruned_layers(c, next(o for o in vs if o)))[1][0])
-                    _null_box(ax, x, 20, sd)
+                    _null_box(ax, x, *(100*float(y[0]) for y in null(pruned_layers(c, next(o for o in vs if o)))))
             if ax.patches: ax.axhline(20, color=INK, ls='--', lw=1); ax.legend(fontsize=6, ncols=2, loc='upper right'); ax.set_ylim(0, 1.2*ax.get_ylim()[1]); ax.set_xticks(range(len(c.at)), [f'{100*s:.0f}' for s in c.at])
             ax.set(xlabel='sparsity (%)', ylabel='$R_{20\\%}$ with $(\\theta_T \\odot m)_T$ (%)')
         return f
@@ -506,8 +511,8 @@ def _panels_layers(c, v, p=.2):
                 for n in names[::math.ceil(len(names)/5)]:
                     R = np.array([[100*indicator(o, n)[j] for o in run] for run in runs])
                     ax.plot(_steps(c), R.mean(0), label=f"layer {n.removesuffix('.weight')} ({runs[0][0]['layers'][n]['n']:,} weights)")
-                ax.axhline(100*p, color=INK, ls='--', lw=1); ax.legend(fontsize=5)
-            ax.set(xlabel='step', ylabel='$R_{20\\%}$ of a layer (%)', ylim=(0, 103))
+                ax.axhline(100*p, color=INK, ls='--', lw=1); ax.legend(fontsize=5, ncols=2, loc='upper right')
+            ax.set(xlabel='step', ylabel='$R_{20\\%}$ of a layer (%)', ylim=(0, 130), yticks=range(0, 101, 20))
         return f
     def bars(ax):
         for q,r in enumerate(RATES):
@@ -516,8 +521,7 @@ def _panels_layers(c, v, p=.2):
             R = np.array([[100*indicator(x[-1], n)[j] for n in names] for x in runs])
             ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}')
             for k,n in enumerate(names if not q else ()):
-                s = 100*float(null(runs[0][-1], n)[1][j])
-                _null_box(ax, k, 100*p, s)
+                _null_box(ax, k, *(100*float(y[j]) for y in null(runs[0][-1], n)))
             ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)
         ax.set(xlabel='layer', ylabel='$R_{20\\%}(\\theta_0, \\theta_T)$ (%)', ylim=(0, 120))
         if ax.patches: ax.legend(fontsize=6, ncols=2, loc='upper right')
@@ -582,38 +586,41 @@ TAB_NOTIONS = figure('weight_correlation/four-notions', 'Four notions on the sam
     plan=lambda scale: _planned(scale, _plan_notions, _swept), draw=_rows_notions)
 
 # %% ../nbs/04_weight_correlation.ipynb #ab0e8b51
+def overlap_at(c:Case, v:dict, # Of `FIG_ALONG`'s values, the case's
+    p:float, at:int|str): # One of GRID, one of `c.looks`; gives a figure
+    "The overlap of each layer with its first weights at one p and one point of training, at both learning rates."
+    if p not in GRID or at not in c.looks: raise ValueError(f'p={p}, at={at!r}: {c.name} has p in {GRID} and points {c.looks}')
+    j,t = GRID.index(p),c.looks.index(at)
+    with style():
+        fig,ax = plt.subplots(figsize=(5.2, 2.8), layout='constrained')
+        for q,r in enumerate(RATES):
+            if not (os := [x[t] for x in v[r]['dense'] if x]): continue
+            names = list(os[0]['layers'])
+            R,whole = np.array([[100*indicator(o, n)[j] for n in names] for o in os]),np.mean([100*indicator(pruned_layers(c, o))[j] for o in os])
+            ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}: whole network {whole:.1f} %')
+            chance = [[100*float(y[j]) for y in null(os[0], n)] for n in names]
+        if not ax.patches: empty(ax, 'not computed yet'); return fig
+        for k,(mean,sd) in enumerate(chance): _null_box(ax, k, mean, sd)
+        ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)
+        ax.set(xlabel='layer', ylabel=f'$R_p$ at p = {100*p:g} % (%)', ylim=(0, 120), title=f'{_title(c)}, {at if isinstance(at, str) else f"step {at}"}')
+        ax.legend(fontsize=6, ncols=2, loc='upper right')
+    return fig
+
 def explorer(scale:str=None, case:str=None):
-    "Widgets over R_p along training: choose p and the step, see each layer at both learning rates. Plain figure without ipywidgets."
+    "Widgets over `overlap_at`: choose p and the point of training. Plain figure without ipywidgets."
     scale = scale or settings().scale
     values = {n: v for n,v in FIG_ALONG.values(scale, stored=True).items() if not isinstance(v, Needs)}
-    by = {c.name: c for c in cases(scale)}
     case = case or next(iter(values))
     if case not in values: raise ValueError(f'case={case!r}: this scale has {", ".join(values)}')
-    c,v = by[case],values[case]
-    def picture(p, at):
-        j,t = GRID.index(p),list(c.looks).index(at)
-        with style():
-            fig,ax = plt.subplots(figsize=(5.2, 2.8), layout='constrained')
-            for q,r in enumerate(RATES):
-                if not (runs := [x for x in v[r]['dense'] if x]): continue
-                o = [run[t] for run in runs]
-                names = list(o[0]['layers'])
-                R = np.array([[100*indicator(x, n)[j] for n in names] for x in o])
-                ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}: whole network {np.mean([100*indicator(pruned_layers(c, x))[j] for x in o]):.1f} %')
-                sd = [100*float(null(o[0], n)[1][j]) for n in names]
-            if not ax.patches: empty(ax, 'not computed yet'); return fig
-            for k,s in enumerate(sd): _null_box(ax, k, 100*p, s)
-            ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)
-            ax.set(xlabel='layer', ylabel=f'$R_p$ at p = {100*p:g} % (%)', ylim=(0, 120), title=f'{_title(c)}, {at if isinstance(at, str) else f"step {at}"}'); ax.legend(fontsize=6, ncols=2, loc='upper right')
-        return fig
+    c,v = next(c for c in cases(scale) if c.name == case),values[case]
     try: import ipywidgets as w
-    except ImportError: return picture(.2, c.looks[-1])
+    except ImportError: return overlap_at(c, v, .2, c.looks[-1])
     out = w.Output()
     p,at = w.SelectionSlider(options=GRID, value=.2, description='p'),w.SelectionSlider(options=c.looks, value=c.looks[-1], description='point')
     def redraw(*_):
         with out:
             from IPython.display import display
-            out.clear_output(wait=True); fig = picture(p.value, at.value); display(fig); plt.close(fig)
+            out.clear_output(wait=True); fig = overlap_at(c, v, p.value, at.value); display(fig); plt.close(fig)
     for x in (p, at): x.observe(redraw, 'value')
     redraw()
     return w.VBox([w.HBox([p, at]), out])

@@ -33,6 +33,7 @@ def by_hand(a, b, p, mask=None):
     return hits/total
 
 
+@pytest.mark.filterwarnings('ignore:.*are not 0')
 @pytest.mark.parametrize('p', (.001, .05, .2, .5, .77, 1.))
 @pytest.mark.parametrize('masked', (False, True))
 def test_it_is_the_definition(p, masked):
@@ -302,8 +303,44 @@ def test_published_quick():
 
 
 def test_smoke(store, monkeypatch):
-    "All figures from stored values, missing ones included; the explorer; the ledger."
+    "All figures from stored values, missing ones included; the ledger."
     import matplotlib.pyplot as plt
     for f in CHAPTER: f.show('smoke', stored=True, store=store)
     plt.close('all')
     assert str(wc.ledger('smoke')).count('WC') >= 6
+
+def test_explorer(store):
+    "Each p and each point draws what `overlap` gave there; moving a slider draws again; nothing stored is said, not raised."
+    import matplotlib.pyplot as plt
+    c = wc.cases('quick')[0]
+    run = [spread(R, 1)[0] | dict(p=list(wc.GRID)) for R in (1., .6, .3)]
+    for o in run:
+        R = o['layers']['w']['hits'][0]/o['layers']['w']['top'][0]
+        o['layers'] = {n: dict(n=N, top=(top := [max(1, round(p*N)) for p in wc.GRID]), hits=[round(R*k) for k in top]) for n,N in (('3.weight', 2000), ('6.weight', 3000))}
+    c = wc.replace(c, looks=(0, 5, '2ep'), exempt=())
+    v = dict(low=dict(dense=[run]), high=dict(dense=[run[::-1]]))
+    for at,low in ((0, 100), (5, 60), ('2ep', 30)):
+        ax = wc.overlap_at(c, v, .2, at).axes[0]
+        heights = [b.get_height() for b in ax.patches]
+        assert heights[:2] == pytest.approx([low, low], abs=.2) and f'{low:.1f} %' in ax.get_legend_handles_labels()[1][0], at
+    assert [x.get_text() for x in wc.overlap_at(c, dict(low=dict(dense=[None]), high=dict(dense=[None])), .2, 5).axes[0].texts] == ['not computed yet']
+    with pytest.raises(ValueError, match='p=0.25.*has p in'): wc.overlap_at(c, v, .25, 5)
+    plt.close('all')
+    with pytest.raises(ValueError, match="case='ResNet-20'.*Conv, MLP"): wc.explorer('quick', 'ResNet-20')
+    pytest.importorskip('ipywidgets')
+    sliders,out = wc.explorer('quick').children
+    drawn = []
+    mp = pytest.MonkeyPatch(); mp.setattr(wc, 'overlap_at', lambda c, v, p, at: drawn.append((p, at)) or plt.figure())
+    try: sliders.children[0].value = .5; sliders.children[1].value = 62
+    finally: mp.undo(); plt.close('all')
+    assert drawn == [(.5, 1000), (.5, 62)]
+
+def test_the_gpu_scale_looks_every_epoch():
+    assert wc.cases('gpu')[0].looks == tuple(f'{e}ep' for e in range(151)) == wc.cases('paper')[0].looks
+
+def test_the_prize_needs_the_small_dense_network():
+    c = wc.cases('quick')[0]
+    near = lambda a: np.array([a - .1, a, a + .1, a, a])
+    at = lambda dense, ticket, reinit, **kw: dict(dense=near(dense), accuracy=near(ticket), reinit=near(reinit), **{k: near(v) for k,v in kw.items()})
+    verdict = lambda **kw: wc.sanity_verdict(c, dict(low=at(90, 90, 85, **kw), high=at(95, 94.9, 90, **kw)))
+    assert verdict().startswith('not decided') and verdict(small=80).startswith('Jackpot (1 yes, 2 yes') and verdict(small=94.9).startswith('no ticket')
