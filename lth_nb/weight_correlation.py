@@ -510,7 +510,7 @@ def _panels_layers(c, v, p=.2):
                 names = list(runs[0][0]['layers'])
                 for n in names[::math.ceil(len(names)/5)]:
                     R = np.array([[100*indicator(o, n)[j] for o in run] for run in runs])
-                    ax.plot(_steps(c), R.mean(0), label=f"layer {n.removesuffix('.weight')} ({runs[0][0]['layers'][n]['n']:,} weights)")
+                    band(ax, _steps(c), R, label=f"layer {n.removesuffix('.weight')} ({runs[0][0]['layers'][n]['n']:,} weights)")
                 ax.axhline(100*p, color=INK, ls='--', lw=1); ax.legend(fontsize=5, ncols=2, loc='upper right')
             ax.set(xlabel='step', ylabel='$R_{20\\%}$ of a layer (%)', ylim=(0, 130), yticks=range(0, 101, 20))
         return f
@@ -519,7 +519,7 @@ def _panels_layers(c, v, p=.2):
             if not (runs := [x for x in v[r]['dense'] if x]): continue
             names = list(runs[0][-1]['layers'])
             R = np.array([[100*indicator(x[-1], n)[j] for n in names] for x in runs])
-            ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}')
+            ax.bar(np.arange(len(names)) + .38*q - .19, R.mean(0), .36, color=_COLORS[r], label=f'lr {c.lr(r):g}', yerr=R.std(0, ddof=1) if len(R) > 1 else None, ecolor=INK)
             for k,n in enumerate(names if not q else ()):
                 _null_box(ax, k, *(100*float(y[j]) for y in null(runs[0][-1], n)))
             ax.set_xticks(range(len(names)), [n.removesuffix('.weight') for n in names], rotation=0 if len(names) < 9 else 90)

@@ -72,6 +72,16 @@ def test_sparse_counts_what_remains():
     assert indicator(o)[0] == R_p(a, b, .2, m), 'masking the weights first changes nothing'
 
 
+def test_a_mask_alone_can_bring_it_below_chance():
+    "What the chapter says of survivors: one weight in five moves far, the others stay; dense it is above p, among the survivors below."
+    a,g = draw((400, 500)),torch.Generator().manual_seed(3)
+    far = torch.rand(400, 500, generator=g) < .2
+    b = {k: v + torch.where(far, 3., .1)*torch.randn(400, 500, generator=g) for k,v in a.items()}
+    m = magnitude_mask(b, .7)
+    assert R_p(a, b, .2) > .4 and float(z_score(overlap(a, b, .2, m))[0]) < -10
+    other = {k: v[:, torch.randperm(500, generator=g)] for k,v in a.items()}   # the same beginnings, elsewhere
+    assert abs(float(z_score(overlap(other, b, .2, m))[0])) < 4
+
 @pytest.mark.parametrize('p', (.1, .2, .5))
 def test_the_null_distribution(p):
     "Mean and deviation over 600 independent pairs are those computed, and those are (1 - p)/sqrt(N)."
