@@ -17,6 +17,7 @@ __all__ = ['FIG_1', 'FIG_H', 'TAB_H', 'FIG_3', 'SCOPES', 'PERTURBATIONS', 'BASEL
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 import math, time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch import Tensor
 from . import networks as nets
@@ -123,6 +124,7 @@ def retrained(s:Study, start:Node, first:int, i:int, mask, n:int)->Node: # A sta
     "`start` trained from step `first` to the end with a mask, as the n-th training of seed i."
     return train(start, s.data, s.recipe, order=100*i + n, first=first, mask=mask, optimizer='fresh').at('end')
 
+@lru_cache(None)
 def masks(s:Study, start:Node, first:int, i:int, levels:int, fraction:float)->list: # Masks [levels + 1], the first None
     return [None, *imp(lambda mask, n: retrained(s, start, first, i, mask, n), levels, fraction)]
 
@@ -136,7 +138,8 @@ def ladder(s:Study, start:Node, first:int, i:int, levels:int, fraction:float)->l
 
 def ticket(s:Study, k:int, i:int, level:int)->Node: # A mask
     "The mask after `level` rounds of rewinding to step k."
-    return masks(s, state_at(s, k, i), k, i, level, s.fraction)[level]
+    return masks(s, state_at(s, k, i), k, i, max(level, s.levels), s.fraction)[level]
+
 
 # %% ../nbs/01_early_phase.ipynb #e347bf0b
 def acc(values)->np.ndarray: # Accuracies in %, nan where there is none
@@ -448,7 +451,7 @@ def perturbed_scores(s:Study, k:int, kind:str, level:int)->list[Node]: # [seeds]
 
 def rewound_scores(s:Study, k:int, level:int)->list[Node]:
     "Scores of the subnetworks IMP found, rewound to k."
-    return [ladder(s, state_at(s, k, i), k, i, level, s.fraction)[level] for i in range(s.seeds)]
+    return [score(s, state_at(s, k, i), k, i, ticket(s, k, i, level) if level else None, level) for i in range(s.seeds)]
 
 def family(kinds:tuple):
     "The plan of a figure: {study: {k: {curve: [levels][seeds]}}}."
@@ -542,7 +545,7 @@ FIG_8 = figure('early_phase/figure-8', 'Effective standard deviation and accurac
 TASKS = {'random labels': random_labels, 'rotation': rotations, 'blur': blurred, 'blur and rotation': lambda data: rotations(blurred(data))}
 
 def _head(network): # names of the output layer's parameters
-    with torch.device('meta'): last = nets.prunable(network.build())[-1]
+    last = network.prunable[-1]
     return last, last.removesuffix('weight') + 'bias'
 
 @step(store=False)

@@ -14,6 +14,7 @@ __all__ = ['FIG_2', 'PAPER_FIG_3', 'FIG_3', 'FIG_4', 'PAPER_TABLE_1', 'TAB_1', '
 # %% ../nbs/02_linear_mode_connectivity.ipynb #5f9e34be
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations
 import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
@@ -67,8 +68,7 @@ def _table_1(name, network, data, **kw):
 def _lenet(**kw):
     return _table_1('LeNet', replace(nets.lenet_300_100, init='glorot_normal'), mnist(scaling='unit'), ks=_V16, sub_ks=_V16, levels=15, **kw)
 
-def _last(network): # the name of the last layer, without making its weights
-    with torch.device('meta'): return tuple(nets.prunable(network.build())[-1:])
+def _last(network): return network.prunable[-1:]
 
 def paper_cases()->list[Case]:
     "The rows of Table 1."
@@ -275,11 +275,15 @@ TAB_1 = figure('linear_mode_connectivity/table-1', 'Networks and their accuracy'
 # %% ../nbs/02_linear_mode_connectivity.ipynb #59937f4d
 KINDS = dict(imp='IMP', prune='random pruning', reinit='random re-init')
 
+@lru_cache(None)
+def _rounds(c, k, i, levels):
+    wk = rewound(c, k, i)
+    return imp(lambda mask, n: train(wk, c.data, c.recipe, order=n, mask=mask).at('end'), levels, c.fraction, exempt=c.exempt)
+
 def ticket(c:Case, k, i:int, level:int=None)->Node: # A mask
     "The mask that IMP finds from the state at step k. Every round sees its own data order."
-    wk = rewound(c, k, i)
-    retrain = lambda mask, n: train(wk, c.data, c.recipe, order=n, mask=mask).at('end')
-    return imp(retrain, level or c.levels, c.fraction, exempt=c.exempt)[-1]
+    level = level or c.levels
+    return _rounds(c, k, i, max(level, c.levels))[level - 1]
 
 def subnetwork(c:Case, k, i:int, kind:str, level:int=None)->tuple[Node,Node]: # State, mask
     "What a subnetwork starts from."

@@ -233,6 +233,10 @@ class Network:
     def input(self)->tuple:
         "Shape of one input."
         return families[self.name].input
+    @property
+    def prunable(self)->tuple:
+        "Names of the weights that may be pruned, from the first layer to the last. No weights are made."
+        return _prunable(self)
     def build(self)->nn.Module:
         "The module, weights arbitrary. Does not touch the global generator."
         f = families[self.name]
@@ -262,13 +266,20 @@ def register(name:str,          # Its name, none of the papers' networks
     if not isinstance(name, str) or not name.isidentifier(): raise ValueError(f'name: {name!r} should be a word, such as my_net')
     if name in families and not families[name].own: raise ValueError(f'name: {name!r} is a network of the papers; choose another')
     if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
-    families[name] = Family(build, tuple(input), width, residual, own=True)
-    takes.cache_clear()
+    _learn(name, Family(build, tuple(input), width, residual, own=True))
     return Network(name, classes)
 
+def _learn(name, family):
+    families[name] = family
+    takes.cache_clear(); _prunable.cache_clear()
+
 def _arrived(fields, family):
-    if family is not None: families[fields[0]] = family
+    if family is not None: _learn(fields[0], family)
     return Network(*fields)
+
+@lru_cache(maxsize=None)
+def _prunable(network):
+    with torch.device('meta'): return tuple(prunable(network.build()))
 
 @lru_cache(maxsize=64)
 def takes(network:Network, shape:tuple, # Shape of one input

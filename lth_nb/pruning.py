@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from .engine import Replica, device_of
 from .experiment import Node, step
-from .networks import prunable
 from .recipes import Recipe, steps
 from .settings import settings
 from .training import network_of
@@ -84,8 +83,7 @@ def kept(mask:dict)->int: # Number of weights that remain
 def prunable_weights(state:dict # A state, as training has it
     )->dict: # {name: weight}
     "The weights a mask may touch, in the network's order."
-    with torch.device('meta'): names = prunable(network_of(state).build())   # shapes only
-    return {k: state['weights'][k] for k in names}
+    return {k: state['weights'][k] for k in network_of(state).prunable}
 
 # %% ../nbs/lib/pruning.ipynb #b90badc0
 def random_mask(mask:dict, # Its counts are kept

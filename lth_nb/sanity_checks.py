@@ -313,7 +313,7 @@ class Case:
 def unpruned(network:Network, shortcuts:bool=False # Leave the 1 x 1 shortcuts alone, too
     )->tuple:
     "The layers that are not pruned: the first, the last, and the shortcuts if asked."
-    with torch.device('meta'): names = nets.prunable(network.build())
+    names = network.prunable
     return (names[0], *(n for n in names if shortcuts and '.short.' in n), names[-1])
 
 @lru_cache(None)

@@ -65,8 +65,7 @@ class Case:
         return 1. if self.data.name in ('cifar100', 'mnist1d') else .5
 
 # %% ../nbs/04_weight_correlation.ipynb #34cdbc75
-def _first(network): # the first convolution, without making its weights
-    with torch.device('meta'): return tuple(nets.prunable(network.build())[:1])
+def _first(network): return network.prunable[:1] # the first convolution
 
 def _recipe(steps, unit, **kw): # 150 epochs, a tenth after 80 and 120: scaled to any length
     at = lambda e: f'{e}ep' if unit == 'ep' else round(steps*e/150)
