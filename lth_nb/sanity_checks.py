@@ -557,11 +557,26 @@ def _finish(fig, values, scale):
     for n,v in values.items():
         if by[n].note and not isinstance(v, Needs): notes.setdefault(by[n].note, []).append(n)
     said = '; '.join(note if len(names) == len(values) else f'{", ".join(names)}: {note}' for note,names in notes.items())
-    scale_note(fig, f'Scale {scale}' + (f' ({said})' if said else ''))
+    scale_note(fig, f'Scale {scale}' + (f' ({said})' if said else '') + _so_far(values))
     return fig
 
+def _leaves(v):
+    if isinstance(v, dict) and not {'test', 'layers'} & v.keys(): return [x for w in v.values() for x in _leaves(w)]
+    return [x for w in v for x in _leaves(w)] if isinstance(v, list) else [] if isinstance(v, Needs) else [v]
+
+def _so_far(values): # said of a figure that is half computed
+    have = [v is not None for v in _leaves(values)]
+    return f'; {sum(have)} of {len(have)} results so far, a point may have fewer seeds' if 0 < sum(have) < len(have) else ''
+
+def _panels(n, w=3.3, h=2.6): # a single panel leaves room for the legend beside it
+    return grid(max(1, n), size=(w + 1.1*(n <= 1), h), cols=2 if n == 4 else 3)
+
 def _legend(fig, axs): # once, beside the panels
-    if drawn := [a for a in axs if a.lines]: fig.legend(*drawn[0].get_legend_handles_labels(), loc='outside right upper', fontsize=6.5)
+    known = {}
+    for a in axs:
+        for handle,label in zip(*a.get_legend_handles_labels()): known.setdefault(label, handle)
+    order = sorted(known, key=lambda k: next((i for i,o in enumerate((*_COLORS, 'small dense')) if k.startswith(o)), -1)) if len(axs) > 1 else list(known)
+    if known: fig.legend([known[k] for k in order], order, loc='outside right upper', fontsize=6.5)
 
 def _lr_axis(ax, lrs): ax.set_xticks(range(len(lrs)), [f'{e:g}' for e in lrs]); ax.set(xlabel='learning rate', ylabel='test accuracy (%)')
 
@@ -574,7 +589,7 @@ def _papers(c, level): # a panel whose values the paper prints, trained as long 
 def _draw_1(values, scale):
     by = {c.name: c for c in cases(scale)}
     panels = [(n, l) for n,v in values.items() for l in (v['full'] if not isinstance(v, Needs) else [])]
-    fig,axs = grid(max(1, len(panels)))
+    fig,axs = _panels(len(panels))
     if not panels: empty(axs[0], f'nothing at scale {scale}')
     for ax,(n,l) in zip(axs, panels):
         c,s = by[n],by[n].sparsity(l)
@@ -602,7 +617,7 @@ def across(c:Case)->dict:
 def _draw_a1(values, scale):
     by = {c.name: c for c in cases(scale)}
     panels = [(n, lr) for n,v in values.items() if not isinstance(v, Needs) for lr in v]
-    fig,axs = grid(max(1, len(panels)))
+    fig,axs = _panels(len(panels))
     if not panels: empty(axs[0], f'nothing at scale {scale}')
     for ax,(n,lr) in zip(axs, panels):
         c,v = by[n],values[n][lr]
@@ -651,7 +666,7 @@ def _done(by): return any(v is not None for lrs in by.values() for vs in lrs.val
 def _draw_3(values, scale):
     by = {c.name: c for c in cases(scale)}
     panels = [(n, l) for n,v in values.items() for l in ([None] if isinstance(v, Needs) else v)]
-    fig,axs = grid(max(1, len(panels)), size=(3.6, 2.9))
+    fig,axs = _panels(len(panels), 3.6, 2.9)
     if not panels: empty(axs[0], f'nothing at scale {scale}')
     for ax,(n,l) in zip(axs, panels):
         c = by[n]
@@ -884,16 +899,17 @@ def starts(c:Case)->dict:
 
 def _draw_6(values, scale):
     by = {c.name: c for c in cases(scale)}
-    fig,axs = grid(max(1, len(values)))
+    fig,axs = _panels(len(values))
     for ax,(n,v) in zip(axs, values.items()):
         ax.set_title(f'{_title(by[n])}, s = {by[n].sparsity(_level_6(by[n])):.3f}')
         for (name,lrs),color in zip(v.items(), ('C0', 'C1')):
             s = np.array([[np.nan if x is None else indicator(x)[0] for x in vs] for vs in lrs.values()]).T
-            if np.isfinite(s).any(): band(ax, range(s.shape[1]), s, label=f'{name} against trained', color=color)
+            if np.isfinite(s).any(): band(ax, range(s.shape[1]), s, label=name, color=color)
         if not ax.lines: empty(ax, 'not computed yet'); continue
         mean,sd = (x[0] for x in null(next(x for lrs in v.values() for vs in lrs.values() for x in vs if x is not None)))
         ax.axhspan(mean - 2*sd, mean + 2*sd, color='0.5', alpha=.3, lw=0, label='independent')
-        _lr_axis(ax, by[n].lrs); ax.set(ylabel='$R_p$, $p = 0.1$', ylim=(0, None)); ax.legend(fontsize=6)
+        _lr_axis(ax, by[n].lrs); ax.set(ylabel='$R_p$, $p = 0.1$', ylim=(0, None))
+    _legend(fig, axs)
     return _finish(fig, values, scale)
 
 _CORRELATED = ('ResNet-20', 'VGG-16')
