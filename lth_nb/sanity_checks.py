@@ -858,7 +858,7 @@ def _draw_paths(values, scale, residual):
         s = [shape(m)['convex'] for m in v['map'] if m]
         ax.set_title(f'{name}: {_pm(acc)} %' + (f' [{paper}]' if scale in ('gpu', 'paper') else '') + f'\nconvex at {100*np.nanmean(s):.0f} % of the places')
     c = p.case if residual else without_residual(p.case)
-    scale_note(fig, f'{_title(c)}, s = {c.sparsity(p.level):.3f}, scale {scale}; training loss on {p.limit or "all"} examples; {_seeds_said(drawn, p.seeds)}')
+    scale_note(fig, f'{_title(c)}, s = {c.sparsity(p.level):.3f}, scale {scale}; training loss on {p.limit or "all"} examples' + (f'; {_seeds_said(drawn, p.seeds)}' if drawn else ''))
     return fig
 
 def _path_figure(n, residual):
