@@ -30,7 +30,7 @@ from lth_nb.pruning import magnitude_mask, prunable_weights
 from lth_nb.training import TABLE_1, Recipe, init
 
 LONG = 10**6
-PARTS = ['plain', 'plain fp32', 'replicas', 'processes', 'compiled', 'data', 'parts']
+PARTS = ['plain', 'plain fp32', 'replicas', 'processes', 'compiled', 'data', 'maps', 'parts']
 CIFAR = Recipe(LONG, weight_decay=1e-4, augment=True)
 CASES = {'lenet-60': (nets.lenet_300_100, mnist, replace(TABLE_1['LeNet'], steps=LONG)),
          'lenet-128': (nets.lenet_300_100, mnist, Recipe(LONG)),
@@ -197,6 +197,12 @@ def recorded(rep):
     return run
 
 
+def maps(device, seconds):
+    "A place of a loss map, in turns with a module built and loaded for it."
+    import landscape
+    return lambda case: landscape.places(case, device, seconds)
+
+
 def parts(device, seconds):
     "What else an experiment spends its time on."
     clock,out = Clock(device),{}
@@ -287,6 +293,11 @@ def _compiled(x):
 def _data(x): return table(['data path', 'milliseconds a batch', 'milliseconds a step', 'share'],
                            [[o['case'], ms(o['seconds']['data']), ms(o['seconds']['step']), f"{100*o['share']:.1f} %"] for o in x])
 
+def _maps(x):
+    return table(['a loss map', 'examples a place', 'plain: places a second', 'ours: places a second', 'gain', 'of ours, not evaluation'],
+                 [[o['case'], o['examples'], f"{1/o['seconds']['plain']:.1f}", f"{1/o['seconds']['ours']:.1f}", f"{o['ratio']:.2f}",
+                   f"{100*o['lost']:.1f} %" if o['lost'] > 0 else 'within the noise'] for o in x])
+
 def _parts(x):
     size = lambda k, v: ('within the noise' if v < 0 else f'{100*v:.1f} %') if 'share' in k else f'{v:.1f} s' if v > 10 else f'{ms(v)} ms'
     return table(['what else', ''], [[k, size(k, v)] for k,v in x.items()])
@@ -301,7 +312,9 @@ def main():
     cuda = a.device != 'cpu'
     r = dict(about=dict(machine=torch.cuda.get_device_name() if cuda else f'one core of {cpu_name()}', cores=os.cpu_count(), torch=torch.__version__, date=time.strftime('%Y-%m-%d')))
     out = Path(a.out or Path(__file__).with_name('cuda.json' if cuda else 'cpu.json'))
-    if out.exists(): r = json.loads(out.read_text()) | r if set(a.only) < set(PARTS) else r
+    if out.exists() and set(a.only) < set(PARTS):   # the rest was measured before: its date stays, and each part measured since has its own
+        old,now = json.loads(out.read_text()),r['about']
+        r = old | dict(about=old['about'] | dict(later=old['about'].get('later', {}) | {k: f"{now['date']}, {now['machine']}, torch {now['torch']}" for k in a.only}))
     def do(what, f, cases=(None,)):
         if what not in a.only: return
         got = []
@@ -320,6 +333,7 @@ def main():
     if not cuda: do('processes', lambda c: processes(c, a.seconds), [c for c in a.cases if 'vgg' not in c])
     do('compiled', lambda c: compiled(c, a.device, 8 if cuda else 1, a.seconds), [c for c in a.cases if 'bf16' in c or c == 'resnet20'])
     do('data', lambda c: data_path(c, a.device, a.seconds/2), a.cases)
+    do('maps', maps(a.device, a.seconds), ['mnist1d_conv', 'mnist1d_res, width 16', 'resnet20'])
     do('parts', lambda c: parts(a.device, a.seconds/2))
     out.write_text(json.dumps(r, indent=1) + '\n')
     print('\n' + report(load(out)))

@@ -1,52 +1,58 @@
-"""Points a second on a loss map: `map_loss`, against a module built and loaded for every point. python benchmarks/landscape.py [--seconds 2]"""
-import argparse, os, time
-os.environ.setdefault('OMP_NUM_THREADS', '1')
+"""Places a second on a loss map: `map_loss`, in turns with a module built, loaded and read back for every place. A part of engine.py, and alone:
+
+    python benchmarks/landscape.py [--seconds 4] [--device cuda]
+"""
+import argparse
+
+from engine import Clock, in_turns, report   # first: it sets the threads
 import numpy as np, torch
+from lth_nb import networks as nets
 from lth_nb.data import Data, Split, mnist1d
-from lth_nb.engine import Probe, device_of, module_of
+from lth_nb.engine import Probe, module_of
 from lth_nb.landscape import map_loss
 from lth_nb.networks import Network
 from lth_nb.training import init
 
+CASES = {'mnist1d_conv': Network('mnist1d_conv'), 'mnist1d_res, width 16': Network('mnist1d_res', width=16), 'resnet20': nets.resnet20}
 
-def images(n, device):
+
+def noise(n, device):
+    "Images of CIFAR's shape: how fast they go through a network is no matter of what is on them."
     g = torch.Generator().manual_seed(0)
     split = lambda: Split(torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=g).to(device), torch.randint(0, 10, (n,), generator=g).to(device))
     return Data('noise', split(), split(), 10, (.5,)*3, (.25,)*3, '0'*64)
 
 
-def rate(f, seconds, sync):
-    f(2); sync(); n,t = 0,time.perf_counter()
-    while time.perf_counter() - t < seconds: f(4); sync(); n += 4
-    return n/(time.perf_counter() - t)
-
-
-def main(seconds, device):
-    dev = device_of(device)
-    sync = torch.cuda.synchronize if dev.startswith('cuda') else lambda: None
-    cpu = dev == 'cpu'
-    rows = [('mnist1d_conv', None, mnist1d().load(dev), 500), ('mnist1d_res', 16, mnist1d().load(dev), 500),
-            ('resnet20', None, images(500 if cpu else 10000, dev), 200 if cpu else 10000)]
-    for name,width,data,n in rows:
-        net = Network(name, width=width)
-        a,b = (init.fn(net, s) for s in (0, 1))
-        p = Probe(net, data)
-        va,vb = p.vector(a),p.vector(b)
-        axes = torch.stack([vb - va, vb + va])
-        def plain(k):
-            for i in range(k):
-                mix = lambda part: {q: a[part][q] + .1*i*(b[part][q] - a[part][q]) if a[part][q].is_floating_point() else a[part][q] for q in a[part]}
-                m = module_of({**a, 'weights': mix('weights'), 'buffers': mix('buffers')}, dev).eval()
-                total = 0.
-                with torch.no_grad():
-                    for x,y in data.evaluation('train', 100 if cpu else 2000, limit=n): total += torch.nn.functional.cross_entropy(m(x), y, reduction='sum').item()
-        slow = rate(plain, seconds, sync)
-        fast = rate(lambda k: map_loss(p, va, axes, np.linspace(0, 1, k).tolist(), [0.], limit=n), seconds, sync)
-        print(f'{name:14} {n:6} examples, {dev}: plain {slow:8.1f} points/s, in place {fast:8.1f} points/s, x {fast/slow:.2f}', flush=True)
+def places(case, device, seconds):
+    "Seconds a place, both ways, and of the evaluation alone. That the losses are the same is checked first."
+    net,cuda = CASES[case],device != 'cpu'
+    images = case.startswith('resnet')
+    n = (200 if not cuda else 10000) if images else 500
+    data = noise(n, device) if images else mnist1d().load(device)
+    a,b = (init.fn(net, s) for s in (0, 1))
+    probe = Probe(net, data)
+    va,vb = probe.vector(a),probe.vector(b)
+    def plain(k, losses=None):
+        for i in range(k):
+            mix = lambda part: {q: torch.lerp(a[part][q], b[part][q], i/k) if a[part][q].is_floating_point() else a[part][q] for q in a[part]}
+            m,total = module_of({**a, 'weights': mix('weights'), 'buffers': mix('buffers')}, device).eval(),0.
+            with torch.no_grad():
+                for x,y in data.evaluation('train', probe.size, limit=n): total += torch.nn.functional.cross_entropy(m(x), y, reduction='sum').item()
+            if losses is not None: losses.append(total)
+    axes = torch.stack([vb - va, torch.zeros_like(va)])
+    ours = lambda k: map_loss(probe, va, axes, (np.arange(k)/k).tolist(), [0.], limit=n)
+    losses = []
+    plain(5, losses)
+    apart = float((ours(5)[0] - torch.tensor(losses)).abs().max()/max(losses))
+    assert apart < 1e-3, f'{case}: the two ways differ by {apart}'
+    def bare(k):   # the same examples through the same network, whose weights stay
+        for _ in range(k): probe.measure('train', n)
+    t = in_turns(Clock(device), dict(plain=plain, ours=ours, bare=bare), seconds, 15)   # short turns: differences are small
+    return dict(case=case, examples=n, seconds=t, ratio=t['plain']/t['ours'], lost=1 - t['bare']/t['ours'])
 
 
 if __name__ == '__main__':
-    p = argparse.ArgumentParser()
-    p.add_argument('--seconds', type=float, default=2.); p.add_argument('--device', default='auto')
-    torch.set_num_threads(1)
-    main(**vars(p.parse_args()))
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seconds', type=float, default=4., help='per side of a comparison'); p.add_argument('--device', default='cpu')
+    a = p.parse_args()
+    print(report(dict(maps=[places(c, a.device, a.seconds) for c in CASES])))

@@ -318,3 +318,179 @@ def test_a_reduced_scale_takes_training_as_sufficient():
     by = panel(c.lrs, dense=(88, 90, 92), LT_IMP=(88, 91, 92), LT_OMP=(88, 91, 92), RR_IMP=(80, 84, 86), RR_OMP=(80, 84, 86), small=(75, 80, 84))
     assert str(sc.prize_of(c, 4, by)) == 'Jackpot'
     assert sc.prize_of(replace(c, enough=False), 4, by).conditions[0].holds is False
+
+
+def test_tables_of_others(tmp_path):
+    "What other people's tables have: a byte order mark, 0.0 for seed 0, rates that differ in the tenth digit, the dense network beside each sparsity, more seeds of one kind."
+    t = runs(**SECONDARY)
+    pd.DataFrame(t).to_csv(tmp_path/'excel.csv', index=False, encoding='utf-8-sig')
+    loose = [{**r, 'seed': float(r['seed']), 'lr': r['lr']*(1 + 1e-9)} if r['run'] == 'RR' else r for r in t]
+    twice = [{**r, 'sparsity': s} for s in (.8, .914) for r in t]
+    more = t + [dict(run='dense', lr=lr, seed=9, accuracy=92 if lr == .1 else 88, sparsity=None) for lr in LRS]
+    for table,kw in ((str(tmp_path/'excel.csv'), {}), (loose, {}), (twice, dict(sparsity=.8)), (more, {}), (pd.DataFrame(t), dict(sparsity=np.float32(.914)))):
+        assert str(judge(table, **kw)) == 'secondary prize'
+    class Polars:
+        def to_dicts(self): return t
+    assert str(judge(Polars())) == 'secondary prize'
+
+
+def test_runs_without_pairs():
+    "Seeds that two kinds do not share decide nothing by pairs, and are told; as independent runs they can."
+    t = [{**r, 'seed': r['seed'] + 10*(r['run'] != 'dense')} for r in runs(**SECONDARY)]
+    p = judge(t)
+    assert [c.holds for c in p.conditions] == [True, True, True, None, None] and 'share 0 seeds' in p.conditions[3].why
+    assert str(judge(t, rules=Rules(paired=False))) == 'secondary prize'
+    noisy = [{**r, 'accuracy': r['accuracy'] + 4*(r['seed'] % 10 == 1)} for r in t]   # the same noise in both: pairs would cancel it
+    assert judge([{**r, 'seed': r['seed'] % 10} for r in noisy]).secondary is True and judge(noisy, rules=Rules(paired=False)).secondary is None
+    one = [r for r in t if r['run'] == 'dense' or r['seed'] == 10]
+    assert judge(one, rules=Rules(paired=False)).conditions[3].holds is None
+
+
+def test_many_rates_are_many_chances():
+    "A gap that is just clear at one rate of three is not when the level is shared among them."
+    t = [{**r, 'accuracy': r['accuracy'] + (.25*(r['seed'] - 1) if r['run'] == 'LT' else 0)} for r in runs(dense=(90, 90, 90), LT=(85, 91.2, 85), RR=(90, 90, 90), small=(80, 80, 80))]
+    assert judge(t).conditions[2].holds is True and judge(t, rules=Rules(corrected=True)).conditions[2].holds is None
+    assert judge(t, rules=Rules(corrected=True), at=.03).conditions[2].holds is None
+
+
+@pytest.mark.parametrize('call,said', [
+    (lambda: judge(5), 'a list of dicts'), (lambda: judge({'run': ['LT']}), 'a list of dicts'), (lambda: judge([1, 2]), 'a list of dicts'),
+    (lambda: judge([{k: v for k,v in r.items() if k != 'seed'} for r in runs(**JACKPOT)]), 'a column `seed`'),
+    (lambda: judge(runs(**JACKPOT), rules='cifar10'), "data='cifar10'"), (lambda: judge(runs(**JACKPOT), epochs=-1), 'epochs=-1'),
+    (lambda: Rules(similar='wide'), "similar='wide'"), (lambda: Rules(decent=-1), 'decent=-1'), (lambda: Rules(epochs=-1), 'epochs=-1'), (lambda: Rules(level=95), 'level=95'),
+    (lambda: replace(tiny(), lrs=()), 'one or more'), (lambda: replace(tiny(), lrs=(-.1,)), 'above 0'), (lambda: replace(tiny(), seeds=0), 'seeds=0'),
+    (lambda: replace(tiny(), levels=(0,)), '1 or more'), (lambda: replace(tiny(), levels=()), '1 or more'), (lambda: replace(tiny(), fraction=1.), 'between 0 and 1'),
+    (lambda: sc.score(tiny(), 'LT-IMP', .1, 0), 'level=0'), (lambda: sc.score(tiny(), 'small', .1, 0), 'level=0'), (lambda: sc.mask_of(tiny(), .1, 0, 3, 'best'), "how='best'")])
+def test_bad_input_names_what_is_wrong(call, said):
+    with pytest.raises(ValueError, match=said): call()
+
+
+def test_a_separator_that_is_not_a_comma_shows_the_columns(tmp_path):
+    pd.DataFrame(runs(**JACKPOT)).to_csv(tmp_path/'x.csv', sep=';', index=False)
+    with pytest.raises(ValueError, match='run;lr;seed'): judge(tmp_path/'x.csv')
+
+
+def test_a_case_of_one_rate(store):
+    "It draws, and decides nothing that needs other rates."
+    c = replace(tiny((5,)), seeds=2)
+    by = panel(c.lrs, dense=(90,), LT_IMP=(95,), LT_OMP=(94,), RR_IMP=(80,), RR_OMP=(80,), small=(70,))
+    by = {k: {lr: vs[:2] for lr,vs in lrs.items()} for k,lrs in by.items()}
+    assert str(sc.prize_of(c, 5, by)) == 'not decided' and sc.prefers_small(by).holds is None
+    sc.lights(c, 5, .1, by)
+    with pytest.raises(ValueError, match='the rates are 0.1'): sc.prize_of(c, 5, by, at=.5)
+
+
+def half(values): # every second result
+    seen = [0]
+    def go(v):
+        if isinstance(v, dict) and 'test' not in v: return {k: go(w) for k,w in v.items()}
+        if isinstance(v, list): return [go(w) for w in v]
+        seen[0] += 1
+        return v if seen[0] % 2 else None
+    return go(values)
+
+
+def test_half_computed_figures_say_so():
+    c = sc.cpu_cases()[0]
+    by = panel(c.lrs, dense=(40, 45, 50, 55), LT_IMP=(42, 46, 50, 52), LT_OMP=(41, 45, 49, 50), RR_IMP=(30, 40, 50, 52), RR_OMP=(30, 40, 49, 51), small=(30, 35, 40, 45))
+    whole = {c.name: {4: {k: {lr: vs[:2] for lr,vs in lrs.items()} for k,lrs in by.items()}}}
+    said = lambda values: sc._draw_3(values, 'cpu')._supxlabel.get_text().replace('\n', ' ')
+    assert 'so far' not in said(whole) and '24 of 48 results so far' in said(half(whole))
+    none = {c.name: {4: {k: {lr: [None]*2 for lr in c.lrs} for k in by}}}
+    assert 'so far' not in said(none)
+    table = sc.printed_beside(c, whole[c.name][4]).rows
+    assert '[89.6]' in table[0]['dense'] and '[86.5]' in table[1]['LT-OMP'] and '[' not in table[2]['dense']
+
+
+def test_the_papers_numbers_are_drawn_where_training_is_the_papers():
+    "Rings at s = .914 for ResNet-20 at full length, none at a reduced scale."
+    rings = lambda fig: sum(l.get_marker() == 'o' and l.get_markerfacecolor() == 'none' and len(l.get_xdata()) == 1 for l in fig.axes[0].lines)
+    for scale,n in (('gpu', 9), ('cpu', 0)):
+        c = sc.cases(scale)[0]; l = c.levels[0]
+        by = {k: {lr: at(80 + i, c.seeds) for i,lr in enumerate(c.lrs)} for k in sc.KINDS}
+        assert rings(sc._draw_3({c.name: {l: by}}, scale)) == n
+
+
+def test_figure_1_at_a_scale_with_one_recipe():
+    "Its ticket is judged by the full recipe; what a short one does stays open. Nothing is trained for it that Figure 3 does not train."
+    paths = lambda f: {n.path for n in nodes(FIGURES[f'sanity_checks/{f}'].nodes('cpu'))}
+    assert paths('figure-1') < paths('figure-3')
+    c = sc.cpu_cases()[0]
+    by = panel(c.lrs, dense=(50, 52, 54, 56), LT_IMP=(50, 52, 50, 48), RR_IMP=(40, 44, 48, 48))
+    v = {c.name: {'full': {4: by}}}
+    assert sc.sc1(v, 'cpu').holds is True and sc.sc2(v, 'cpu').holds is None
+
+
+def test_the_best_of_several_is_not_a_gain_by_chance():
+    "A gain that one comparison would call clear is not clear as the best of eight; a clear one is; losses everywhere refute."
+    just = np.array([1.2, 1.8, 2.4])
+    assert sc.best_of({'a': just}).holds is True
+    assert sc.best_of({'a': just, **{str(i): just - 4 for i in range(7)}}).holds is None
+    assert sc.best_of({'a': np.array([2., 2.01, 2.02]), 'b': just - 4}).holds is True
+    assert sc.best_of({'a': np.array([-2., -2.01, -2.02]), 'b': np.array([-3., -3.01, -3.02])}).holds is False
+    assert sc.best_of({}).holds is None
+
+
+def test_most_counts_what_is_planned(monkeypatch):
+    "Three networks of six with a prize are not most of six: what is not computed is not decided."
+    base = replace(sc.quick_cases()[0], levels=(4,))
+    cs = [replace(base, name=f'n{i}') for i in range(6)]
+    monkeypatch.setattr(sc, 'cases', lambda scale: cs)
+    full = lambda a: (a,)*len(base.lrs)
+    prize = panel(base.lrs, dense=full(90), LT_IMP=full(95), LT_OMP=full(94), RR_IMP=full(80), RR_OMP=full(80), small=full(70))
+    nothing = panel(base.lrs, **{k: (None,)*len(base.lrs) for k in ('dense', 'LT_IMP', 'LT_OMP', 'RR_IMP', 'RR_OMP', 'small')})
+    values = lambda n: {c.name: {4: prize if i < n else nothing} for i,c in enumerate(cs)}
+    assert [sc.sc4(values(n), 'quick').holds for n in (3, 4)] == [None, True]
+    assert sc.sc3(values(3), 'quick').holds is False        # a Jackpot is there already
+    no = panel(base.lrs, dense=full(95), LT_IMP=full(80), LT_OMP=full(80), RR_IMP=full(90), RR_OMP=full(90), small=full(90))
+    some_no = {c.name: {4: no if i < 3 else nothing} for i,c in enumerate(cs)}
+    assert sc.sc3(some_no, 'quick').holds is None            # the others may have one
+    assert sc.sc3({c.name: {4: no} for c in cs}, 'quick').holds is True
+
+
+def test_trends_wait_for_open_prizes(monkeypatch):
+    "SC5 and SC11: a prize that is not decided at a higher sparsity may turn a trend."
+    rows = lambda ends: {(f'n{i}', 'cifar10'): (i + 1, *e) for i,e in enumerate(ends)}
+    look = lambda ends: (monkeypatch.setattr(sc, '_most', lambda values, scale: rows(ends)), sc.sc5({}, 'paper').holds)[1]
+    sure = [(.59, .59), (.832, .832), (.914, .914), (.945, .945)]
+    assert look(sure) is True and look([(.59, .956), *sure[1:]]) is None and look(sure[::-1]) is False
+    assert look([*sure[:3], (.945, .956)]) is True          # the largest may be larger still
+    both = lambda ten, hundred: {**{(f'n{i}', 'cifar10'): (i, *e) for i,e in enumerate(ten)}, **{(f'n{i}', 'cifar100'): (i, *e) for i,e in enumerate(hundred)}}
+    def eleven(ten, hundred):
+        monkeypatch.setattr(sc, '_most', lambda values, scale: both(ten, hundred))
+        return sc.sc11({}, 'paper').holds
+    high,low = [(.945, .945)]*3,[(.59, .59), (.6, .6), (.61, .61)]
+    assert eleven(high, low) is True and eleven(low, high) is False and eleven(high, [(.59, .956)]*3) is None
+
+
+def test_smoother_is_judged_in_both_readings():
+    "SC8: IMP against OMP, and with residual connections against without."
+    t = np.linspace(-1, 1, 7)
+    x,y = np.meshgrid(t, t)
+    def m(f, i): return dict(x=t.tolist(), y=t.tolist(), at=[[1., 0.], [0., 0.]], explained=[.8, .1], loss=(f + 1e-3*i*np.cos(5*x)).tolist())
+    bowl,rough = x**2 + y**2, np.cos(6*x) + np.cos(5*y)
+    maps = lambda f: dict(map=[m(f, i) for i in range(3)], accuracy=[])
+    panels = lambda imp, omp: {f'{how}, lr {lr}': maps(f) for how,f in (('IMP', imp), ('OMP', omp)) for lr in (.01, .1)}
+    judge8 = lambda with_, without: sc.sc8({'with residual': panels(*with_), 'without': panels(*without)}, 'quick').holds
+    assert judge8((bowl, rough), (rough, rough)) is True
+    assert judge8((rough, bowl), (rough, rough)) is False    # OMP the smoother one
+    assert judge8((bowl, rough), (bowl, rough)) is False     # as smooth without
+
+
+def test_the_explorer_lights_up(monkeypatch):
+    "Over the published results: each slider redraws, the lights are those of `judge` at that rate; a network with other sparsities changes the sliders."
+    pytest.importorskip('ipywidgets')
+    monkeypatch.setenv('LTH_NB_RESULTS', '/nonexistent')
+    seen = []
+    lights = sc.lights
+    monkeypatch.setattr(sc, 'lights', lambda c, level, lr, by: seen.append((c.name, level, lr)) or lights(c, level, lr, by))
+    box = sc.explorer('quick')
+    net,s,lr = box.children[0].children
+    assert seen == [('Res', 4, .03)]
+    lr.value = .3
+    net.value = 'Conv'; s.value = 6
+    assert ('Res', 4, .3) in seen and seen[-1][:2] == ('Conv', 6)
+    by = {l: {k: {e: at(a) for e,a in ((.01, a1), (.1, a2))} for k,a1,a2 in (('dense', 90, 92), ('LT-IMP', 90, 88), ('LT-OMP', 80, 80), ('RR-IMP', 85, 88), ('RR-OMP', 70, 70), ('small', 84, 86))} for l in (4,)}
+    c = replace(sc.quick_cases()[0], lrs=(.01, .1))
+    lamps = [l.get_markerfacecolor() for l in lights(c, 4, .01, by[4]).axes[1].lines]
+    assert lamps == [{True: '#00aa68', False: '#d33f3f', None: 'none'}[x.holds] for x in sc.prize_of(c, 4, by[4], at=.01).conditions] and len(set(lamps)) == 2
