@@ -816,7 +816,7 @@ def path_of(scale:str)->Route:
     if scale in ('gpu', 'paper'):
         c = next(c for c in cifar_cases(cifar10()) if c.name == 'ResNet-32')
         return Route(replace(c, lrs=(.01, .1), levels=(13,)), 13, snapshots=40, points=25, limit=10000, seeds=3 if scale == 'paper' else 1)
-    if scale == 'cpu': return Route(replace(cpu_cases()[0], lrs=(.01, .1)), cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500, seeds=2)
+    if scale == 'cpu': return Route(replace(cpu_cases()[0], lrs=(.01, .1)), cpu_cases()[0].levels[-1], snapshots=10, points=9, limit=500)
     if scale == 'quick': return Route(replace(quick_cases()[0], lrs=(.03, .3), like='ResNet-32'), 4, snapshots=20, points=15, limit=500, seeds=3)
     c = smoke_cases()[1]
     return Route(c, 2, snapshots=4, points=5, limit=64, seeds=2)
