@@ -16,6 +16,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lth_nb.curvature.Hessian.loss': ('lib/curvature.html#hessian.loss', 'lth_nb/curvature.py'),
                                   'lth_nb.curvature.Hessian.slope': ('lib/curvature.html#hessian.slope', 'lth_nb/curvature.py'),
                                   'lth_nb.curvature.Hessian.start': ('lib/curvature.html#hessian.start', 'lth_nb/curvature.py'),
+                                  'lth_nb.curvature._from': ('lib/curvature.html#_from', 'lth_nb/curvature.py'),
                                   'lth_nb.curvature.lanczos': ('lib/curvature.html#lanczos', 'lth_nb/curvature.py'),
                                   'lth_nb.curvature.product_cost': ('lib/curvature.html#product_cost', 'lth_nb/curvature.py'),
                                   'lth_nb.curvature.recorded': ('lib/curvature.html#recorded', 'lth_nb/curvature.py'),

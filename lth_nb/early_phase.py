@@ -238,7 +238,9 @@ def _hessian_of_one(values, scale):
     return fig
 
 # %% ../nbs/01_early_phase.ipynb #38fbb08a
-def costs(s:Study)->dict: return dict(cost=product_cost(init(s.network, seed=0), s.data, examples=s.examples, batch=s.chunk, on=device_of(settings().device).split(':')[0]))
+def costs(s:Study)->dict:
+    on = device_of(settings().device).split(':')[0]   # a GPU multiplies all probes at once
+    return dict(cost=product_cost(init(s.network, seed=0), s.data, examples=s.examples, batch=s.chunk, on=on, **(dict(vectors=s.probes) if on == 'cuda' else {})))
 
 def _cost_rows(values, scale):
     by,rows = {s.name: s for s in studies(scale)},[]
