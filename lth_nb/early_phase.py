@@ -6,7 +6,7 @@
 __all__ = ['FIG_1', 'FIG_H', 'TAB_M', 'TAB_H', 'FIG_3', 'SCOPES', 'PERTURBATIONS', 'BASELINE', 'FAMILIES', 'FIG_4', 'FIG_5',
            'FIG_6', 'FIG_7', 'PAPER_R', 'FIG_8', 'TASKS', 'FIG_9', 'SPARSE', 'FIG_10', 'Study', 'paper_studies',
            'gpu_studies', 'cpu_studies', 'quick_studies', 'smoke_studies', 'studies', 'dense', 'state_at', 'retrained',
-           'masks', 'score', 'ladder', 'ticket', 'acc', 'there', 'rewinding', 'sparser', 'saturation', 'saturations',
+           'masks', 'score', 'ladder', 'ticket', 'acc', 'there', 'saturation', 'rewinding', 'sparser', 'saturations',
            'spectra', 'modes', 'costs', 'Telemetry', 'thinned', 'telemetry', 'overhead', 'run_telemetry', 'exchange',
            'survivors', 'refill', 'permute', 'noisy', 'effective_std', 'perturbed', 'effect', 'perturbed_scores',
            'rewound_scores', 'family', 'correlation', 'effects', 'with_head', 'fresh_start', 'pretext', 'pretrained',
@@ -162,6 +162,22 @@ def _remaining_axis(ax, s, levels, fraction=None):
     ax.set_xticks(range(len(levels)), [f'{remaining(l, fraction or s.fraction):.3g}' for l in levels])
     ax.set(xlabel='weights remaining (%)', ylabel='test accuracy (%)')
 
+# %% ../nbs/01_early_phase.ipynb #3ff72b44
+def saturation(ks, accuracies, # Rewinding steps; accuracies [seeds, ks]
+    part=.9, resamples=2000)->tuple[float,float,float]: # k, and its 95 % bootstrap interval
+    "The smallest k with `part` of the best mean benefit over k = 0; nan where there is no benefit. Fewer than three seeds have no interval."
+    a,x = np.asarray(accuracies, float),np.log1p(np.asarray(ks, float))
+    def first(means):
+        gain = means - means[0]
+        if gain.max() <= 0: return math.nan
+        j = int(np.argmax(gain >= part*gain.max()))
+        return float(np.expm1(x[j-1] + (x[j] - x[j-1])*(part*gain.max() - gain[j-1])/(gain[j] - gain[j-1])))
+    rng = np.random.default_rng(0)
+    again = np.array([first(a[rng.integers(0, len(a), len(a))].mean(0)) for _ in range(resamples)])
+    k,again = first(a.mean(0)),np.where(np.isfinite(again), again, np.inf)   # no benefit in a resample: it saturates nowhere
+    if math.isnan(k) or len(a) < 3: return k, math.nan, math.nan
+    return k, *map(float, np.quantile(again, (.025, .975), method='nearest'))
+
 # %% ../nbs/01_early_phase.ipynb #609c733e
 def rewinding(s:Study)->dict: # {k: scores [seeds][levels + 1]}
     return {k: [ladder(s, state_at(s, k, i), k, i, s.levels, s.fraction) for i in range(s.seeds)] for k in s.ks}
@@ -186,30 +202,15 @@ def _draw_saturation(ax, s, v):
     band(ax, x, gain, color='C0')
     k,lo,hi = saturation(ks, a)
     ax.axhline(0, color=INK, lw=.5)
-    if k == k:
+    if lo == lo:
         ax.axhline(.9*gain.mean(0).max(), color=INK, lw=.8, ls=':'); ax.axvline(np.log1p(k), color='C1', lw=1)
-        if np.isfinite(hi): ax.axvspan(*np.log1p([lo, hi]), color='C1', alpha=.2, lw=0)
-    ax.set_title('saturates at ' + (f'k = {k:.0f}' if k == k else 'no k') + (f' ({lo:.0f} to {hi:.0f})' if k == k and lo == lo else ''))
+        ax.axvspan(*np.log1p([lo, min(hi, ks[-1])]), color='C1', alpha=.2, lw=0)
+    why = 'no benefit' if not gain.mean(0).max() > 0 else f'{len(a)} seeds: where it saturates is not estimated'
+    ax.set_title(f'saturates at k = {k:.0f} ({lo:.0f} to {hi:.0f})' if lo == lo else why)
     ax.set_xticks(x, map(str, ks)); ax.set(xlabel='k', ylabel=f'gain over k = 0 (points),\n{s.percent((s.levels + 2)//2):.3g} % and sparser')
 
 FIG_1 = figure('early_phase/figure-1', 'IMP with rewinding', 'Early Figure 1',
     plan=lambda scale: _planned(scale, rewinding), draw=lambda values, scale: _panels(values, scale, _draw_rewinding, cols=2, size=(4., 3.)))
-
-# %% ../nbs/01_early_phase.ipynb #3ff72b44
-def saturation(ks, accuracies, # Rewinding steps; accuracies [seeds, ks]
-    part=.9, resamples=2000)->tuple[float,float,float]: # k, and its 95 % bootstrap interval
-    "The smallest k with `part` of the best mean benefit over k = 0; nan where there is no benefit. Fewer than three seeds have no interval."
-    a,x = np.asarray(accuracies, float),np.log1p(np.asarray(ks, float))
-    def first(means):
-        gain = means - means[0]
-        if gain.max() <= 0: return math.nan
-        j = int(np.argmax(gain >= part*gain.max()))
-        return float(np.expm1(x[j-1] + (x[j] - x[j-1])*(part*gain.max() - gain[j-1])/(gain[j] - gain[j-1])))
-    rng = np.random.default_rng(0)
-    again = np.array([first(a[rng.integers(0, len(a), len(a))].mean(0)) for _ in range(resamples)])
-    k,again = first(a.mean(0)),np.where(np.isfinite(again), again, np.inf)   # no benefit in a resample: it saturates nowhere
-    if math.isnan(k) or len(a) < 3: return k, math.nan, math.nan
-    return k, *map(float, np.quantile(again, (.025, .975), method='nearest'))
 
 # %% ../nbs/01_early_phase.ipynb #c8bf30fc
 def saturations(values, scale)->dict: # {study: (k, low, high)}

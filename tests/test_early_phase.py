@@ -202,7 +202,7 @@ def test_subnetworks_go_on_from_k_under_their_own_mask():
         assert ep.effects(s)[k]['layer']['effect'][0].args['mask'] == mask
 
 
-def test_explorer():
+def test_explorer(monkeypatch):
     "A slider over k, every perturbation, and each position draws what is stored."
     widgets = pytest.importorskip('ipywidgets')
     import matplotlib; matplotlib.use('agg')
@@ -221,6 +221,10 @@ def test_explorer():
     box = ep.explorer('quick')
     slider,choice = box.children[0].children
     assert isinstance(slider, widgets.SelectionSlider) and slider.options == s.pair and list(choice.options) == list(ep.PERTURBATIONS)
+    drawn = []
+    monkeypatch.setattr(ep, 'before_after', lambda v, k, kind: drawn.append((k, kind)) or plt.figure())
+    slider.value,choice.value = s.pair[1],'noise 2'
+    assert drawn == [(s.pair[1], 'layer'), (s.pair[1], 'noise 2')]
     with pytest.raises(ValueError, match='this scale has Conv'): ep.explorer('quick', study='ResNet')
 
 
@@ -386,6 +390,15 @@ def test_saturation_verdict(last, want):
     v = {k: rows({0: 80., s.ks[-1]: last}.get(k, 90.)) for k in s.ks}
     assert ep.ep2({s.name: v}, 'quick').holds is want
     assert ep.ep2({s.name: {**v, s.pair[1]: rows(80.)}}, 'quick').holds is not True   # no gain at all
+
+
+def test_both_modes_of_batchnorm():
+    "The running mode differs from the figure's spectra in that alone."
+    s = ep.studies('paper')[0]
+    v,same = ep.modes(s),ep.spectra(s)
+    for k in s.both:
+        assert v['batch'][k] == same[k][0] != v['running'][k]
+        assert v['running'][k].args == v['batch'][k].args | {'batchnorm': 'running'}
 
 
 def test_bulk_verdict():
