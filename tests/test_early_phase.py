@@ -353,6 +353,8 @@ def test_pretraining_trains_the_pretext(store):
     for task in ep.TASKS:
         v = compute(ep.score(s, ep.pretrained(s, task, s.epochs[0], 0), 0, 0, None, 0), store=store, workers=1, quiet=True)
         assert v['test']['n'] == 64
+    recipe = ep.pretext(replace(s, recipe=replace(s.recipe, warmup=3)), 'rotation')[2]
+    assert (recipe.schedule, recipe.milestones, recipe.warmup, recipe.lr, recipe.steps) == ('milestones', (), 0, s.recipe.lr, 8)   # at the peak, throughout
     args = ep.retrained(s, ep.pretrained(s, 'rotation', 4, 0), 0, 0, None, 1).args
     assert args['first'] == 0 and args['start'].step.name == 'with_head'
 
