@@ -17,14 +17,15 @@ from .settings import settings
 
 # %% ../nbs/lib/curvature.ipynb #e1fdf17b
 class Hessian:
-    "The Hessian of the mean training loss at a state: `H @ v`."
+    "The Hessian of the mean training loss at a state: `H @ v` of a vector, or of vectors in rows."
     def __init__(self, state:dict, data:Dataset,
         examples:int=1000, # The first so many training examples, not augmented
         batch:int=None, # Examples in a batch; None: all in one
         batchnorm:str='batch', # 'batch' or 'running' statistics
         mask:dict=None, # {name: bool}: only the surviving weights are variables
         device:str='cpu', dtype=torch.float32,
-        keep:bool=None): # Keep the gradient's graph; None: on a GPU, and for small inputs
+        keep:bool=None, # Keep the gradient's graph; None: on a GPU, and for small inputs
+        side:bool=None): # Rows of vectors all at once; None: on a GPU
         if batchnorm not in ('batch', 'running'): raise ValueError(f"batchnorm={batchnorm!r}: use 'batch', the statistics of training, or 'running', those of evaluation")
         self.net,self.device,self.dtype = module_of(state, device, dtype).eval(),device,dtype
         norms = [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -42,6 +43,7 @@ class Hessian:
         self.n = sum(self.sizes) if mask is None else int(self.alive.sum())
         self.keep = (device.startswith('cuda') or examples*math.prod(d.shape) < 1e6) if keep is None else keep
         self.kept = {}
+        self.side = device.startswith('cuda') if side is None else side
 
     def loss(self, params, x, y): return loss_of(functional_call(self.net, params, (x,)), y)
     def slope(self, i, create=True):
@@ -50,17 +52,19 @@ class Hessian:
         g = torch.autograd.grad(self.loss(self.params, *self.batches[i]), list(self.params.values()), create_graph=create)
         if self.keep and create: self.kept[i] = g
         return g
-    def _mean(self, f):
+    def _mean(self, f, rows=()):
         total = sum(len(y) for _,y in self.batches)
-        return sum(torch.cat([t.reshape(-1) for t in f(i)])*(len(y)/total) for i,(_,y) in enumerate(self.batches))
+        return sum(torch.cat([t.reshape(*rows, -1) for t in f(i)], -1)*(len(y)/total) for i,(_,y) in enumerate(self.batches))
     def gradient(self)->Tensor: # [all parameters]
         g = self._mean(lambda i: self.slope(i, create=False)).detach()
         return g if self.alive is None else g*self.alive
-    def __matmul__(self, v:Tensor # [all parameters]
-        )->Tensor:
+    def __matmul__(self, v:Tensor # [all parameters] or [vectors, all parameters]
+        )->Tensor: # Of the same shape
+        if v.dim() == 2 and not self.side: return torch.stack([self @ u for u in v])
         if self.alive is not None: v = v*self.alive
-        parts = [p.view_as(q) for p,q in zip(v.split(self.sizes), self.params.values())]
-        out = self._mean(lambda i: torch.autograd.grad(self.slope(i), list(self.params.values()), parts, retain_graph=self.keep))
+        rows = v.shape[:-1]
+        parts = [p.reshape(*rows, *q.shape) for p,q in zip(v.split(self.sizes, -1), self.params.values())]
+        out = self._mean(lambda i: torch.autograd.grad(self.slope(i), list(self.params.values()), parts, retain_graph=self.keep, is_grads_batched=bool(rows)), rows)
         return out if self.alive is None else out*self.alive
     def start(self, seed:int)->Tensor: # [all parameters], zero where pruned
         "A random vector of the length of all parameters, not the one that a network of this seed is initialised with."
@@ -69,35 +73,50 @@ class Hessian:
         return v if self.alive is None else v*self.alive
 
 # %% ../nbs/lib/curvature.ipynb #cdd62d61
-def lanczos(matvec, # v -> H v
-    v:Tensor, # Where to start, not zero
-    steps:int # At most; fewer if the space is exhausted
-    )->tuple[Tensor,Tensor]: # The tridiagonal matrix: diagonal [m], and off-diagonal [m], whose last entry is the residual
-    "Lanczos' iteration with full reorthogonalisation."
-    if not float(v.norm()) > 0: raise ValueError('the starting vector is zero: use a random one')
-    basis,diagonal,beside = [v/v.norm()],[],[]
-    for _ in range(steps):
-        w = matvec(basis[-1])
-        diagonal.append(float(basis[-1] @ w))
-        Q = torch.stack(basis)
-        for _ in range(2): w = w - Q.T @ (Q @ w)
-        beside.append(float(w.norm()))
-        if beside[-1] < 1e-6*max(1e-30, max(map(abs, diagonal + beside[:-1]))): beside[-1] = 0.; break
-        basis.append(w/beside[-1])
-    return torch.tensor(diagonal, dtype=torch.float64), torch.tensor(beside, dtype=torch.float64)
+def lanczos(matvec, # v -> H v, of what has the shape of `v`
+    v:Tensor, # Where to start, not zero: a vector, or one in each row
+    steps:int # At most; where the space is exhausted earlier, zeros follow
+    )->tuple[Tensor,Tensor]: # Tridiagonal matrices: diagonals [..., m], and off-diagonals [..., m], whose last entry is the residual
+    "Lanczos' iteration with full reorthogonalisation, from each row on its own; nothing is read from the device before the end."
+    if not bool((v.norm(dim=-1) > 0).all()): raise ValueError('a starting vector is zero: use random ones')
+    basis,diagonal,beside = v.new_zeros(*v.shape[:-1], steps, v.shape[-1]),[],[]
+    v = v/v.norm(dim=-1, keepdim=True)
+    largest = torch.full_like(v[..., 0], 1e-30)
+    times = torch.mv if v.dim() == 1 else lambda A, x: (A @ x[..., None])[..., 0]
+    for j in range(steps):
+        basis[..., j, :] = v
+        Q,w = basis[..., :j + 1, :],matvec(v)
+        diagonal.append(torch.linalg.vecdot(v, w))
+        for _ in range(2): w = w - times(Q.mT, times(Q, w))
+        size,largest = w.norm(dim=-1),torch.maximum(largest, diagonal[-1].abs())
+        over = size < 1e-6*largest
+        beside.append(size.masked_fill(over, 0))
+        v = w/size.masked_fill(over, math.inf)[..., None]   # zero from there on
+        largest = torch.maximum(largest, size)
+    return torch.stack(diagonal, -1).double().cpu(), torch.stack(beside, -1).double().cpu()
 
 def ritz(diagonal:Tensor, beside:Tensor)->tuple[Tensor,Tensor,Tensor]: # Ritz values, their weights in the start vector, error bounds: float64 [m]
-    "What the tridiagonal matrix knows of the spectrum. An eigenvalue lies within its bound of every Ritz value, up to rounding."
+    "What one tridiagonal matrix knows of the spectrum. An eigenvalue lies within its bound of every Ritz value, up to rounding."
+    m = 1 + next((j for j,b in enumerate(beside.tolist()) if b == 0), len(beside) - 1)
+    diagonal,beside = diagonal[:m],beside[:m]
     b = beside[:-1]
     values,vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(b, 1) + torch.diag(b, -1))
     return values, vectors[0]**2, beside[-1]*vectors[-1].abs()
 
 # %% ../nbs/lib/curvature.ipynb #d8992fdd
+def _from(H, seeds, steps)->list: # Tridiagonal matrices, one a seed
+    "Lanczos from several starts: side by side on a GPU, half of them at a time where memory is short."
+    if not H.side: return [lanczos(lambda v: H @ v, H.start(s), steps) for s in seeds]
+    try: return list(zip(*lanczos(lambda v: H @ v, torch.stack([H.start(s) for s in seeds]), steps)))
+    except torch.OutOfMemoryError:
+        if len(seeds) < 2: raise
+    return _from(H, seeds[:len(seeds)//2], steps) + _from(H, seeds[len(seeds)//2:], steps)
+
 @step
 def spectrum(state, data:Dataset, probes=10, steps=50, examples=1000, batch=None, batchnorm='batch', mask=None, seed=0)->dict:
     "Nodes and weights of the Hessian's spectral density, `probes` rows of at most `steps`; its ends with error bounds; its trace."
     H = Hessian(state, data, examples, batch, batchnorm, mask, device_of(settings().device))
-    rows = [ritz(*lanczos(lambda v: H @ v, H.start(seed + p), steps)) for p in range(probes)]
+    rows = [ritz(*r) for r in _from(H, range(seed, seed + probes), steps)]
     low,high = min(rows, key=lambda r: float(r[0][0])),max(rows, key=lambda r: float(r[0][-1]))
     traces = [H.n*float(v @ w) for v,w,_ in rows]
     digits = lambda t: [float(f'{x:.6g}') for x in t.tolist()]
@@ -131,11 +150,12 @@ def smoothed(s:dict, at, # Positions [points]
 # %% ../nbs/lib/curvature.ipynb #5b9368f5
 @step
 def product_cost(state, data:Dataset, examples=1000, batch=None, repeats=3,
-    on='cpu' # The kind of device that computes it: 'cpu' or 'cuda'
+    on='cpu', # The kind of device that computes it: 'cpu' or 'cuda'
+    vectors=1 # Multiplied at once
     )->dict: # Seconds of a gradient and of a product, and their ratio
     "Measured cost of a Hessian-vector product."
     H = Hessian(state, data, examples, batch, device=device_of(settings().device))
-    v,seconds = H.start(0),{}
+    v,seconds = H.start(0) if vectors == 1 else torch.stack([H.start(i) for i in range(vectors)]),{}
     wait = torch.cuda.synchronize if v.is_cuda else lambda: None
     for name,f in (('gradient', H.gradient), ('product', lambda: H @ v)):
         f(); wait()
@@ -143,4 +163,5 @@ def product_cost(state, data:Dataset, examples=1000, batch=None, repeats=3,
         for _ in range(repeats): f()
         wait()
         seconds[name] = ((time.process_time() if not v.is_cuda else time.perf_counter()) - t)/repeats
-    return dict(seconds, ratio=seconds['product']/seconds['gradient'], theory=2 if H.keep else 3, kept=H.keep, n=H.n, examples=H.examples, batch=H.batch)
+    seconds['product'] /= vectors
+    return dict(seconds, ratio=seconds['product']/seconds['gradient'], theory=2 if H.keep else 3, kept=H.keep, n=H.n, examples=H.examples, batch=H.batch, vectors=vectors)

@@ -2,7 +2,7 @@
 from dataclasses import replace
 
 import numpy as np, pytest, torch
-from lth_nb import networks as nets
+from lth_nb import curvature, networks as nets
 from lth_nb.curvature import Hessian, lanczos, ritz, share, smoothed, spectrum
 from lth_nb.data import mnist1d
 from lth_nb.engine import module_of
@@ -51,6 +51,83 @@ def test_known_traces(n):
         for power in range(4): assert float((w*x**power).sum()) == pytest.approx(float(u @ torch.linalg.matrix_power(A, power) @ u), abs=1e-9)
     est = [n*float((w*x).sum()) for x,w,_ in (ritz(*lanczos(lambda u: A @ u, torch.randn(n, generator=g, dtype=torch.float64), 4)) for _ in range(400))]
     assert np.mean(est) == pytest.approx(float(lam.sum()), abs=4*np.std(est)/20)
+
+
+@pytest.mark.parametrize('batchnorm', ('batch', 'running'))
+@pytest.mark.parametrize('batch', (None, 48))
+def test_many_vectors_at_once(exact, batchnorm, batch):
+    "The second gradient of all vectors together, as a GPU takes it, is that of each."
+    state,_,_ = exact
+    for keep in (False, True):
+        one,all_ = (Hessian(state, DATA, batch=batch, batchnorm=batchnorm, dtype=torch.float64, keep=keep, side=side) for side in (False, True))
+        V = torch.stack([one.start(i) for i in range(3)])
+        want = torch.stack([one @ v for v in V])
+        for H in (one, all_): assert torch.allclose(H @ V, want, atol=1e-12, rtol=1e-9)
+        assert torch.allclose(all_ @ V[0], want[0], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize('network', (nets.resnet20, nets.vgg13, nets.wrn_16_8, nets.resnet18), ids=lambda n: n.name)
+def test_many_vectors_at_once_of_the_papers_networks(network):
+    "Images, shortcuts and pooling; narrow."
+    H = _images(init.fn(replace(network, width=2), seed=0), torch.Generator().manual_seed(0))
+    V = torch.stack([H.start(i) for i in range(2)])
+    want = H @ V
+    H.side = True
+    assert torch.allclose(H @ V, want, atol=1e-9*float(want.abs().max()), rtol=1e-7)
+
+
+def test_starts_side_by_side():
+    "Each row is the run from its vector alone, whenever its space is exhausted: of rows that end after 1, 3 and 12 steps."
+    n = 12
+    A = torch.diag(torch.arange(1., n + 1).double())
+    g = torch.Generator().manual_seed(0)
+    V = torch.zeros(3, n, dtype=torch.float64)
+    V[0, 4],V[1, [0, 5, 9]],V[2] = 2, torch.tensor([1., 2, 3]).double(), torch.randn(n, generator=g, dtype=torch.float64)
+    both = lanczos(lambda u: u @ A, V, 20)
+    rows = [ritz(*r) for r in zip(*both)]
+    assert [len(r[0]) for r in rows] == [1, 3, 12]
+    for v,got in zip(V, rows):
+        want = ritz(*lanczos(lambda u: A @ u, v, 20))
+        for a,b in zip(got, want): assert torch.allclose(a, b, atol=1e-9)
+    assert rows[0][0].tolist() == [5] and torch.allclose(rows[1][0], torch.tensor([1., 6, 10]).double())
+    with pytest.raises(ValueError, match='zero'): lanczos(lambda u: u @ A, torch.stack([V[0], 0*V[0]]), 3)
+
+
+def test_nothing_is_read_between_steps():
+    "A value read from the device stops a GPU; here it would be `aten._local_scalar_dense`. One look at the start and none a step."
+    from torch.utils._python_dispatch import TorchDispatchMode
+    class Reads(TorchDispatchMode):
+        n = 0
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+            return func(*args, **(kwargs or {}))
+    H = Hessian(init.fn(SMALL, seed=1), DATA, side=True)
+    V = torch.stack([H.start(i) for i in range(3)])
+    H @ V   # the graph of the gradient is there from now on
+    def reads(steps):
+        with Reads() as mode: lanczos(lambda v: H @ v, V, steps)
+        return mode.n
+    assert reads(8) == reads(2) == 1
+
+
+def test_density_side_by_side(exact, monkeypatch):
+    "The whole density, probes together: the same as one after another, and in halves where memory is short."
+    state,want = exact[0],spectrum.fn(exact[0], DATA, probes=5, steps=12)
+    whole,at_once = Hessian,[]
+    def on_gpu(*a, **kw): return whole(*a, **kw, side=True)
+    def tight(matvec, v, steps):
+        if len(v) > 2: raise torch.OutOfMemoryError('too much')
+        at_once.append(len(v))
+        return lanczos(matvec, v, steps)
+    monkeypatch.setattr(curvature, 'Hessian', on_gpu)
+    for limit in (False, True):
+        if limit: monkeypatch.setattr(curvature, 'lanczos', tight)
+        got = spectrum.fn(state, DATA, probes=5, steps=12)
+        assert got['products'] == want['products'] == 60 and got['highest'] == pytest.approx(want['highest'], rel=1e-4)
+        assert got['trace'] == pytest.approx(want['trace'], rel=1e-3, abs=1e-3) and got['lowest'] == pytest.approx(want['lowest'], rel=1e-4)
+    assert at_once == [2, 1, 2]
+    monkeypatch.setattr(curvature, 'lanczos', lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError('none at all')))
+    with pytest.raises(torch.OutOfMemoryError): spectrum.fn(state, DATA, probes=5, steps=12)
 
 
 def test_density_of_a_network_against_its_exact_spectrum(exact):

@@ -62,7 +62,7 @@ def weights():
 
 
 def untouched(w, new, mask): return all(torch.equal(new[n][~mask[n]], w[n][~mask[n]]) for n in w)
-def same_multiset(a, b): return torch.equal(a.sort().values, b.sort().values)
+def same_multiset(a, b): return torch.equal(a.flatten().sort().values, b.flatten().sort().values)
 
 
 def test_exchange(weights):
@@ -123,6 +123,9 @@ def test_filters_need_convolutions(weights):
     with pytest.raises(ValueError, match='global, layer, filter'): ep.permute(w, m, 'kernel', 0)
     state = init.fn(nets.mnist1d_conv, seed=0)
     with pytest.raises(ValueError, match='signs k'): ep.perturbed.fn(state, {}, 'magic')
+    mlp = replace(SMOKE, network=nets.mnist1d_mlp)
+    with pytest.raises(ValueError, match='no convolution filters'): ep.perturbed_scores(mlp, 4, 'filter, same sign', 1)   # before anything is trained
+    assert len(ep.perturbed_scores(mlp, 4, 'layer', 1)) == SMOKE.seeds
 
 
 @pytest.mark.parametrize('kind', (*ep.PERTURBATIONS, *ep.BASELINE))
@@ -147,6 +150,84 @@ def test_perturbed_states(kind):
     assert len(e['before']) == len(e['after']) and e['layer'] in w
 
 
+@pytest.mark.parametrize('kind,signs,magnitudes', (('signs k, magnitudes fresh', 'k', None), ('signs k, magnitudes 0', 'k', '0'), ('signs 0, magnitudes k', '0', 'k'), ('signs 0, magnitudes 0', '0', '0')))
+def test_exchanges_are_what_they_are_called(kind, signs, magnitudes):
+    start,state = (init.fn(nets.mnist1d_conv, seed=i) for i in range(2))
+    k,zero = prunable_weights(state),prunable_weights(start)
+    mask = {n: torch.ones_like(x, dtype=torch.bool) for n,x in k.items()}
+    new,of = prunable_weights(ep.perturbed.fn(state, mask, kind, start, seed=0)),{'k': k, '0': zero}
+    for n in k:
+        assert torch.equal(new[n].sign(), of[signs][n].sign())
+        if magnitudes: assert torch.equal(new[n].abs(), of[magnitudes][n].abs())
+        else: assert not torch.equal(new[n].abs(), zero[n].abs()) and new[n].std() == pytest.approx(float(zero[n].std()), rel=.35)   # another draw of the same
+
+
+@pytest.mark.parametrize('kind', [n for n in ep.PERTURBATIONS if 'scope' in ep.PERTURBATIONS[n]])
+def test_permutations_are_what_they_are_called(kind):
+    "Global ones cross layers, layers' cross filters, filters' do not; signs stay or not."
+    start,state = (init.fn(nets.mnist1d_conv, seed=i) for i in range(2))
+    w = prunable_weights(state)
+    mask = {n: torch.ones_like(x, dtype=torch.bool) for n,x in w.items()}
+    new = prunable_weights(ep.perturbed.fn(state, mask, kind, start, seed=0))
+    in_layers = all(same_multiset(new[n].abs(), w[n].abs()) for n in w)
+    in_filters = all(same_multiset(a.abs(), b.abs()) for n in w for a,b in zip(new[n], w[n]))
+    assert (in_layers, in_filters) == (not kind.startswith('global'), kind.startswith('filter'))
+    assert all(torch.equal(new[n].sign(), w[n].sign()) for n in w) == ('same sign' in kind)
+
+
+@pytest.mark.parametrize('n', (.5, 1, 2, 3))
+def test_noise_is_in_units_of_the_initialisation(n):
+    "Layer by layer: Kaiming's sqrt(2/fan_in)."
+    state = init.fn(nets.mnist1d_conv, seed=3)
+    w = prunable_weights(state)
+    new = prunable_weights(ep.perturbed.fn(state, {k: torch.ones_like(x, dtype=torch.bool) for k,x in w.items()}, f'noise {n:g}', seed=0))
+    for k,x in w.items(): assert float((new[k] - x).std()) == pytest.approx(n*(2/x[0].numel())**.5, rel=5/x.numel()**.5), k
+
+
+def test_effective_deviation_is_of_survivors_about_their_mean():
+    w = {'a': torch.zeros(4, 5)}
+    m = {'a': torch.tensor([[True, True, False, False, False]]*4)}
+    after = {'a': torch.tensor([[1., 3, 0, 0, 0]]*4)}
+    assert ep.effective_std(w, after, m) == 1.   # 2 +- 1
+
+
+def test_subnetworks_go_on_from_k_under_their_own_mask():
+    "A perturbed subnetwork has the weights and the mask of its k and the steps from k on; so has the size of the perturbation."
+    s = SMOKE
+    for k in s.pair:
+        mask = ep.ticket(s, k, 0, s.level)
+        run = ep.perturbed_scores(s, k, 'layer', s.level)[0].args['state']
+        trained = next(iter(run.inputs)).args if 'start' not in run.args else run.args
+        assert trained['first'] == k and trained['mask'] == mask and trained['start'].args['mask'] == mask and trained['start'].args['state'] == ep.state_at(s, k, 0)
+        assert ep.effects(s)[k]['layer']['effect'][0].args['mask'] == mask
+
+
+def test_explorer(monkeypatch):
+    "A slider over k, every perturbation, and each position draws what is stored."
+    widgets = pytest.importorskip('ipywidgets')
+    import matplotlib; matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    s = ep.studies('quick')[0]
+    v = ep.FIG_8.values('quick', stored=True)[s.name]
+    if not all(x for k in v for n in ep.PERTURBATIONS for x in v[k][n]['effect']): pytest.skip('no published results')
+    seen = set()
+    for k in s.pair:
+        for kind in ep.PERTURBATIONS:
+            title = ep.before_after(v, k, kind).axes[0].get_title()
+            e = v[k][kind]['effect']
+            assert kind in title and f'{np.mean([x["std"] for x in e]):.3f}' in title and f'accuracy {ep.acc(v[k][kind]["score"]).mean():.1f} %' in title
+            seen.add(title); plt.close('all')
+    assert len(seen) == 28
+    box = ep.explorer('quick')
+    slider,choice = box.children[0].children
+    assert isinstance(slider, widgets.SelectionSlider) and slider.options == s.pair and list(choice.options) == list(ep.PERTURBATIONS)
+    drawn = []
+    monkeypatch.setattr(ep, 'before_after', lambda v, k, kind: drawn.append((k, kind)) or plt.figure())
+    slider.value,choice.value = s.pair[1],'noise 2'
+    assert drawn == [(s.pair[1], 'layer'), (s.pair[1], 'noise 2')]
+    with pytest.raises(ValueError, match='this scale has Conv'): ep.explorer('quick', study='ResNet')
+
+
 def test_telemetry_is_the_run(store):
     "Replayed telemetry ends at the run's end, and its sparse looks agree with states stored on the way."
     s = SMOKE
@@ -160,6 +241,20 @@ def test_telemetry_is_the_run(store):
             'cosine to start': torch.cosine_similarity(a, b, 0), 'cosine to end': torch.cosine_similarity(c, b, 0)}
     for n,x in want.items(): assert seen[n][at] == pytest.approx(float(x), rel=1e-4), n
     assert seen['from end'][-1] == 0 and seen['steps'] == sorted(seen['steps'])
+
+
+def test_telemetry_takes_the_gradient(store):
+    "Both panels of the gradient, against the gradient itself; the weights that are followed are weights."
+    from lth_nb.engine import Replica
+    s = SMOKE
+    w0 = init.fn(s.network, seed=0)
+    rep = Replica(w0, s.data, s.recipe, 0, 0, hooks=[hook := ep.Telemetry(w0)])
+    hook.begin(rep); rep.run(3)
+    g,w = (torch.cat([rep.weights.view(x, n).flatten() for n in nets.prunable(s.network.build())]) for x in (rep.weights.grad, rep.weights.vector))
+    got = {n: float(x[2]) for n,x in hook.values().items()}
+    assert got['gradient'] == pytest.approx(float(g.norm()), rel=1e-5) and got['gradient magnitude'] == pytest.approx(float(g.abs().mean()), rel=1e-5)
+    assert got['loss'] == pytest.approx(float(rep.losses[2]), rel=1e-6) and all(float((w - got[f'weight {i}']).abs().min()) < 1e-6 for i in range(10))
+    assert len({got[f'weight {i}'] for i in range(10)}) == 10
 
 
 def test_saturation():
@@ -230,6 +325,18 @@ def test_tasks_on_real_images(real_data):
     assert .05 < float((l.train.y == base.train.y).float().mean()) < .15
 
 
+def test_trade():
+    "A ratio where there is something to buy; none where rewinding to 0 is as good."
+    s = ep.studies('quick')[0]
+    k,(short,long) = s.pair[0],s.epochs
+    rows = lambda a: [[score(a)]*(s.rounds + 1) for _ in range(s.seeds)]
+    def v(base, rotation): return {s.name: dict(rewind={'rewind to 0': rows(base), f'rewind to {k}': rows(90.)}, rotation=dict(zip(s.epochs, map(rows, rotation))))}
+    last = lambda *a: ep.trade(v(*a), 'quick').rows[-1]
+    assert last(80., (85., 89.8))['ratio'] == f'{long/k:.3g}' and last(80., (89.6, 91.))['ratio'] == f'{short/k:.3g}'
+    assert last(80., (85., 89.))['ratio'] == f'> {long/k:.3g}' and last(80., (85., 89.))['length'] == f'not by {long}'
+    assert 'ratio' not in last(89.7, (85., 91.))
+
+
 def test_new_head():
     net = nets.mnist1d_conv
     four = replace(net, classes=4)
@@ -246,6 +353,8 @@ def test_pretraining_trains_the_pretext(store):
     for task in ep.TASKS:
         v = compute(ep.score(s, ep.pretrained(s, task, s.epochs[0], 0), 0, 0, None, 0), store=store, workers=1, quiet=True)
         assert v['test']['n'] == 64
+    recipe = ep.pretext(replace(s, recipe=replace(s.recipe, warmup=3)), 'rotation')[2]
+    assert (recipe.schedule, recipe.milestones, recipe.warmup, recipe.lr, recipe.steps) == ('milestones', (), 0, s.recipe.lr, 8)   # at the peak, throughout
     args = ep.retrained(s, ep.pretrained(s, 'rotation', 4, 0), 0, 0, None, 1).args
     assert args['first'] == 0 and args['start'].step.name == 'with_head'
 
@@ -285,6 +394,15 @@ def test_saturation_verdict(last, want):
     assert ep.ep2({s.name: {**v, s.pair[1]: rows(80.)}}, 'quick').holds is not True   # no gain at all
 
 
+def test_both_modes_of_batchnorm():
+    "The running mode differs from the figure's spectra in that alone."
+    s = ep.studies('paper')[0]
+    v,same = ep.modes(s),ep.spectra(s)
+    for k in s.both:
+        assert v['batch'][k] == same[k][0] != v['running'][k]
+        assert v['running'][k].args == v['batch'][k].args | {'batchnorm': 'running'}
+
+
 def test_bulk_verdict():
     "EP4 is about what has changed since step 0: the spectrum of step 0 itself does not pass."
     s = ep.studies('quick')[0]
@@ -294,6 +412,93 @@ def test_bulk_verdict():
     of = lambda x: {s.name: {kk: (start if kk == 0 else x) for kk in s.spectra}}
     assert ep.ep4(of(later), 'quick').holds is True and ep.ep4(of(start), 'quick').holds is False
     assert ep.ep3(of(later), 'quick').holds is True and ep.ep3({s.name: {kk: later for kk in s.spectra}}, 'quick').holds is False
+
+
+def _judge(claim, v): return getattr(ep, claim)(v, 'quick').holds
+
+def _pretrained(s, zero=80., k=90., **tasks):
+    "Scores of Figure 9 at one level, the same jitter in every seed; a task's are (short, long)."
+    rows = lambda a: [[score(a + .1*i)]*(s.rounds + 1) for i in range(s.seeds)]
+    return {s.name: dict(rewind={'rewind to 0': rows(zero), f'rewind to {s.pair[0]}': rows(k)}) | {t.replace('_', ' '): dict(zip(s.epochs, map(rows, a))) for t,a in tasks.items()}}
+
+@pytest.mark.parametrize('claim,tasks,want', (
+    ('ep12', dict(random_labels=(80.2, 70.)), True), ('ep12', dict(random_labels=(80.2, 81.)), False), ('ep12', dict(random_labels=(85., 70.)), False),
+    ('ep13', dict(rotation=(81., 89.)), True), ('ep13', dict(rotation=(81., 79.)), False), ('ep13', dict(rotation=(91., 92.)), False),
+    ('ep14', dict(rotation=(81., 89.), random_labels=(80., 70.)), True), ('ep14', dict(rotation=(91., 89.), random_labels=(80., 70.)), False),
+    ('ep15', dict(blur=(81., 89.)), True), ('ep15', dict(blur=(91., 92.)), False),
+    ('ep16', dict(blur_and_rotation=(80., 80.)), True), ('ep16', dict(blur_and_rotation=(80., 83.)), False)))
+def test_pretraining_verdicts(claim, tasks, want):
+    s = ep.studies('quick')[0]
+    assert _judge(claim, _pretrained(s, **tasks)) is want
+
+
+@pytest.mark.parametrize('mixed,zero,want', (((80.5, 80.5, 85.), 80., True), ((85., 85., 80.5), 80., False)))
+def test_sign_verdict(mixed, zero, want):
+    "EP6 of (fresh, magnitudes 0, magnitudes k) at the first k; at the second the two halves are level."
+    s = ep.studies('quick')[0]
+    fresh,m0,mk = mixed
+    v = pretend(s, base=zero, **{'signs k, magnitudes fresh': fresh, 'signs k, magnitudes 0': m0, 'signs 0, magnitudes k': mk})
+    v[s.name][s.pair[1]] |= {'signs 0, magnitudes k': v[s.name][s.pair[1]]['signs k, magnitudes 0']}
+    assert _judge('ep6', v) is want
+    v[s.name][s.pair[1]] |= {'signs 0, magnitudes k': v[s.name][s.pair[1]]['rewind to k']}   # no longer level
+    assert _judge('ep6', v) is False
+
+
+def test_rewinding_verdict():
+    s = ep.studies('quick')[0]
+    def v(late, zero=80.):
+        rows = lambda dense, a: [[score(x + .1*i) for x in [dense] + [a]*s.levels] for i in range(s.seeds)]
+        return {s.name: {k: rows(93., zero if k == 0 else late) for k in s.ks}}
+    assert _judge('ep1', v(92.8)) is True and _judge('ep1', v(88.)) is False and _judge('ep1', v(92.8, zero=94.)) is False
+
+
+def test_sign_change_verdict():
+    s = ep.studies('quick')[0]
+    v = lambda top: {s.name: dict(trace=[{'steps': [1, 300], 'sign changes': [0, top + .1*i]} for i in range(s.seeds)])}
+    assert _judge('ep5', v(60.)) is True and _judge('ep5', v(12.)) is False
+
+
+def test_noise_verdict():
+    s = ep.studies('quick')[0]
+    v = pretend(s, **{'noise 0.5': 89.8, 'noise 2': 80.})
+    assert _judge('ep9', v) is not True   # as much lost at the later k
+    v[s.name][s.pair[1]] |= pretend(s, **{'noise 2': 88.})[s.name][s.pair[1]]
+    assert _judge('ep9', v) is True
+    v[s.name][s.pair[0]] |= pretend(s, **{'noise 0.5': 85.})[s.name][s.pair[0]]
+    assert _judge('ep9', v) is False
+
+
+def _effects(s, off=0., slope=-10.):
+    "Figure 8 with every perturbation on a line, except the exchanges, `off` points away in turn."
+    out = {}
+    for k in s.pair:
+        out[k] = {}
+        for j,n in enumerate(ep.PERTURBATIONS):
+            x = .1 + .05*((5*j) % 14)
+            y = 90 + slope*x + (off*(-1)**j if j < 3 else .1*(-1)**j)
+            out[k][n] = dict(effect=[dict(std=x + .001*i) for i in range(s.seeds)], score=[score(y + .05*i) for i in range(s.seeds)])
+        out[k] |= {n: dict(effect=[], score=[score(90.)]*s.seeds) for n in ('rewind to k', 'rewind to 0')}
+    return {s.name: out}
+
+def test_effect_verdicts():
+    s = ep.studies('quick')[0]
+    assert _judge('ep10', _effects(s)) is True and _judge('ep10', _effects(s, slope=10.)) is False
+    assert _judge('ep11', _effects(s, off=3.)) is True and _judge('ep11', _effects(s, off=0.)) is False
+
+
+def test_equal_sign_verdict(monkeypatch):
+    s = ep.studies('quick')[0]
+    plain = pretend(s, **dict.fromkeys(ep.SCOPES, 60.))
+    sizes = {s.name: {k: {n: dict(effect=[dict(std=(.3 if 'same' in n else .8) + .01*i) for i in range(s.seeds)]) for n in ep.PERTURBATIONS} for k in s.pair}}
+    monkeypatch.setattr(type(ep.FIG_5), 'values', lambda self, *a, **kw: sizes if self is ep.FIG_8 else plain)
+    v = lambda a: pretend(s, **{f'{n}, same sign': a for n in ep.SCOPES})
+    assert _judge('ep8', v(85.)) is True and _judge('ep8', v(55.)) is False and _judge('ep8', v(95.)) is False
+
+
+def test_sparse_pretraining_verdict():
+    s = ep.studies('quick')[0]
+    v = lambda a: {s.name: {kind: {e: [score((a if e else 80.) + .1*i) for i in range(s.seeds)] for e in (0, *s.epochs)} for kind in ep.SPARSE}}
+    assert _judge('ep17', v(79.)) is True and _judge('ep17', v(83.)) is False
 
 
 def test_together():
