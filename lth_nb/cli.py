@@ -59,7 +59,8 @@ def status(chapter=None, scale=None)->str:
             there = sum(store.has(n.path) for n in nodes)
             cells.append(f'{there}/{len(nodes)}' + ('+' if any(_needs(plan)) else '') if nodes else '-')
         rows.append(f'{f.id:{width}}' + ''.join(f'{c:>12}' for c in cells))
-    return '\n'.join([*rows, "+: more, of data that is not here ('lth-nb run' says which)"])
+    if any(r.rstrip().endswith('+') or '+ ' in r for r in rows): rows.append("+: more, of data that is not here ('lth-nb run' says which)")
+    return '\n'.join(rows)
 
 def publish(chapter, scale, to)->int:
     "Copy the results that a chapter's figures show at a scale into a folder; weights and masks stay where they are."

@@ -258,7 +258,8 @@ class Store:
             try: blob = self.fs.cat_file(file)
             except FileNotFoundError: raise StoreError(f'{file} is missing beside its .json: delete the .json and run again') from None
             if len(blob) != about['bytes'] or zlib.crc32(blob) != about['crc32']:
-                raise StoreError(f'{file} is damaged ({len(blob)} bytes, written were {about["bytes"]}): '
+                how = 'its bytes have changed' if len(blob) == about['bytes'] else f'{len(blob)} bytes, written were {about["bytes"]}'
+                raise StoreError(f'{file} is damaged ({how}): '
                                  'delete it with its .json and run again to have it computed anew')
             tensors = load_tensors(blob)
         return _unpack(r['value'], tensors)

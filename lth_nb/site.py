@@ -232,7 +232,9 @@ def _plain_site(root, proc):
     bib = yaml.safe_load(text).get('bibliography')
     config.write_text(text)
     for name in names: _tidy_page(proc, name, names, proc/bib if bib else None)
-    return Path(build(proc, quiet=True).out)
+    site = Path(build(proc, quiet=True).out)
+    for f in site.rglob('*.css'): f.write_text(re.sub(r'@import[ \t]*(?:url\()?[\'"]?(?:https?:)?//[^)\'"]*[\'"]?\)?[ \t]*;', '', f.read_text()))
+    return site
 
 # %% ../nbs/lib/site.ipynb #8e06aa40
 def dead_links(site:str|Path # Folder of a built site

@@ -51,6 +51,9 @@ def test_pages_need_no_network(site):
     for f in site.rglob('*.html'):
         away = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]*|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//[^"]*', f.read_text())
         assert not away, f'{f.name}: {away[:3]}'
+    for f in site.rglob('*.css'):
+        away = re.findall(r'@import[^;]*//[^;]*|url\([\'"]?(?:https?:)?//[^)]*', f.read_text())
+        assert not away, f'{f.name}: {away[:3]}'
 
 
 def test_no_markup_is_left(site):
