@@ -3,6 +3,7 @@
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'lth_nb'},
   'syms': { 'lth_nb.cli': { 'lth_nb.cli._needs': ('lib/cli.html#_needs', 'lth_nb/cli.py'),
                             'lth_nb.cli._parser': ('lib/cli.html#_parser', 'lth_nb/cli.py'),
+                            'lth_nb.cli.coverage': ('lib/cli.html#coverage', 'lth_nb/cli.py'),
                             'lth_nb.cli.figures': ('lib/cli.html#figures', 'lth_nb/cli.py'),
                             'lth_nb.cli.main': ('lib/cli.html#main', 'lth_nb/cli.py'),
                             'lth_nb.cli.publish': ('lib/cli.html#publish', 'lth_nb/cli.py'),

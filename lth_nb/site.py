@@ -384,6 +384,7 @@ def readme(start:str|Path='.', # A folder of the project
                 f.parent.mkdir(exist_ok=True)
                 f.write_bytes(base64.b64decode(''.join(png)))
                 parts.append(f'![]({f.relative_to(root).as_posix()})')
+            elif md := ''.join(data.get('text/markdown', '')): parts.append(md)
             elif text := ''.join(data.get('text/plain', o.get('text', ''))): parts.append('\n'.join('    ' + l for l in text.rstrip().split('\n')))
     out = root/out
     return _replace(out, lambda f: f.write_text('<!-- Made from nbs/index.ipynb by `python -m lth_nb.site readme`; edit the notebook. -->\n\n' + '\n\n'.join(parts) + '\n'))
