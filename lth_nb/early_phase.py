@@ -11,8 +11,7 @@ __all__ = ['FIG_1', 'FIG_H', 'TAB_M', 'TAB_H', 'FIG_3', 'SCOPES', 'PERTURBATIONS
            'survivors', 'refill', 'permute', 'noisy', 'effective_std', 'perturbed', 'effect', 'perturbed_scores',
            'rewound_scores', 'family', 'correlation', 'effects', 'with_head', 'fresh_start', 'pretext', 'pretrained',
            'pretraining', 'trade', 'headless', 'sparse_start', 'sparse_scores', 'sparse_pretraining', 'before_after',
-           'explorer', 'explorer_still', 'less', 'ep1', 'ep2', 'ep3', 'ep4', 'ep5', 'ep6', 'ep7', 'ep8', 'ep9', 'ep10',
-           'ep11', 'ep12', 'ep13', 'ep14', 'ep15', 'ep16', 'ep17', 'ledger']
+           'explorer', 'explorer_still', 'ledger']
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 import math, time
@@ -947,6 +946,7 @@ def ep17(values, scale):
         return {f'{kind}, {_long(e)} over none': less(acc(v[kind][e]), acc(v[kind][0]), 1) for kind in v for e in s.epochs if _with(v[kind][e], v[kind][0])}
     return _each(values, scale, parts)
 
+# %% ../nbs/01_early_phase.ipynb #led9e2a1
 def ledger(scale:str=None):
     "The claims of this chapter with their verdicts, from what is stored."
     scale = scale or settings().scale

@@ -11,8 +11,7 @@ __all__ = ['RULES', 'CONDITIONS', 'PAPER_S914', 'KINDS', 'LRS', 'CIFAR', 'TINY',
            'large_cases', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'grid_of',
            'accuracies', 'preliminary', 'across', 'runs_of', 'prize_of', 'printed_beside', 'panels_of', 'best_of',
            'prefers_small', 'prefers_imp', 'summary', 'doors', 'two_rates', 'Route', 'path_of', 'without_residual',
-           'paths', 'shapes', 'starts', 'rewound', 'lights', 'explorer', 'sc1', 'sc2', 'sc3', 'sc4', 'trend', 'sc5',
-           'sc6', 'sc7', 'sc8', 'sc9', 'sc10', 'sc11', 'sc12', 'ledger']
+           'paths', 'shapes', 'starts', 'rewound', 'lights', 'explorer', 'ledger']
 
 # %% ../nbs/03_sanity_checks.ipynb #6d92017a
 import csv, math

@@ -8,7 +8,7 @@ __all__ = ['RATES', 'MASKS', 'KINDS', 'FIG_1', 'FIG_3', 'PAPER_DENSE', 'PAPER_BE
            'TAB_NOTIONS', 'Case', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases',
            'dense', 'sparse', 'path', 'iterative', 'admm_run', 'mask_of', 'under', 'accuracy', 'accuracies',
            'dense_accuracy', 'acc', 'portrait', 'pruned_layers', 'ratios', 'along', 'copies', 'notions',
-           'sanity_verdict', 'overlap_at', 'explorer', 'wins', 'wc1', 'wc2', 'wc3', 'wc4', 'wc5', 'wc6', 'ledger']
+           'sanity_verdict', 'overlap_at', 'explorer', 'ledger']
 
 # %% ../nbs/04_weight_correlation.ipynb #5ebac4a2
 import math
