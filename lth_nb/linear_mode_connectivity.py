@@ -109,7 +109,7 @@ def gpu_cases()->list[Case]:
 def cpu_cases()->list[Case]:
     "LeNet as printed; ResNet-20 on CIFAR-10 with its schedule shortened a hundred times."
     short = Recipe(630, lr=.1, milestones=(320, 480), weight_decay=1e-4, augment=True, precision='bf16')
-    r20 = Case('ResNet-20', nets.resnet20, cifar10(), short, ks=(0, 100), inits=1, orders=2, alphas=11, limit=2000, rules=_BOTH,
+    r20 = Case('ResNet-20', nets.resnet20, cifar10(), short, ks=(0, 20, 50, 100), inits=1, orders=2, alphas=11, limit=2000, rules=_BOTH,
                note='630 of 63,000 steps, bf16, 1 initialisation, 2 data orders, errors on the first 2,000 examples')
     return [replace(_lenet(), sub_ks=(0, 100)), r20]
 

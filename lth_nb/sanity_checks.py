@@ -953,18 +953,20 @@ def explorer(scale:str=None):
     try: import ipywidgets as w
     except ImportError: return still(name)
     def options(n): return [(f'{by[n].sparsity(l):.3f}', l) for l in by[n].levels]
-    out,net = w.Output(),w.Dropdown(options=list(values), description='network')
-    s,lr = w.SelectionSlider(options=options(name), description='sparsity'),w.SelectionSlider(options=by[name].lrs, description='ticket lr')
+    out,net,knobs = w.Output(),w.Dropdown(options=list(values), description='network'),w.HBox()
     def redraw(*_):
-        if s.value not in values[net.value] or lr.value not in by[net.value].lrs: return
+        _,s,lr = knobs.children
         with out:
             from IPython.display import display
             out.clear_output(wait=True); fig = lights(by[net.value], s.value, lr.value, values[net.value][s.value]); display(fig); plt.close(fig)
-    def other(*_): s.options,lr.options = options(net.value),by[net.value].lrs; redraw()
+    def other(*_): # sliders of its own for each network: one that had a single place to stand does not learn to move
+        sliders = [w.SelectionSlider(options=o, description=d) for o,d in ((options(net.value), 'sparsity'), (by[net.value].lrs, 'ticket lr'))]
+        for x in sliders: x.observe(redraw, 'value')
+        knobs.children = (net, *sliders)
+        redraw()
     net.observe(other, 'value')
-    for x in (s, lr): x.observe(redraw, 'value')
-    redraw()
-    return w.VBox([w.HBox([net, s, lr]), out])
+    other()
+    return w.VBox([knobs, out])
 
 # %% ../nbs/03_sanity_checks.ipynb #73ac92dc
 def _of(values, scale, judge, wanted=lambda c: True): # what is planned and not computed is not decided

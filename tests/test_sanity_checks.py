@@ -488,7 +488,10 @@ def test_the_explorer_lights_up(monkeypatch):
     net,s,lr = box.children[0].children
     assert seen == [('Res', 4, .03)]
     lr.value = .3
-    net.value = 'Conv'; s.value = 6
+    net.value = 'Conv'
+    net,s,lr = box.children[0].children
+    assert net.value == 'Conv' and len(s.options) == 2
+    s.value = 6
     assert ('Res', 4, .3) in seen and seen[-1][:2] == ('Conv', 6)
     by = {l: {k: {e: at(a) for e,a in ((.01, a1), (.1, a2))} for k,a1,a2 in (('dense', 90, 92), ('LT-IMP', 90, 88), ('LT-OMP', 80, 80), ('RR-IMP', 85, 88), ('RR-OMP', 70, 70), ('small', 84, 86))} for l in (4,)}
     c = replace(sc.quick_cases()[0], lrs=(.01, .1))
