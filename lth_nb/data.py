@@ -235,7 +235,7 @@ def data_folder(root=None # A folder, or None
     return Path(settings().data).expanduser()
 
 def _missing(name, wanted):
-    how = f"""python -c "from lth_nb.data import download; download('{name}')\"""" if name in _downloads else 'put it there yourself'
+    how = f"""python -c "from lth_nb.data import download; download('{name}')\"""" if name in _downloads else 'put it there yourself, as train/CLASS/IMAGE and val/CLASS/IMAGE'
     return MissingData(f"{name}: not found: {' or '.join(str(w) for w in wanted)}. "
                        f"To get it: {how}; or set LTH_NB_DATA to the folder that holds it")
 _downloads = 'mnist', 'cifar10', 'cifar100', 'tiny_imagenet'

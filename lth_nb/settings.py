@@ -7,7 +7,7 @@ __all__ = ['SCALES', 'NAMES', 'Settings', 'find_settings', 'settings']
 
 # %% ../nbs/lib/settings.ipynb #0a052da0
 import os, re
-from configparser import ConfigParser, Error
+from configparser import ConfigParser, Error, MissingSectionHeaderError
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -46,6 +46,7 @@ def find_settings(start:str|Path='.' # Folder to start from
 def _read(file):
     ini = ConfigParser(interpolation=None)
     try: ini.read(file, encoding='utf-8')
+    except MissingSectionHeaderError as e: raise ValueError(f'{file}, line {e.lineno}: {e.line.strip()!r} stands before any section: begin the file with [DEFAULT]') from None
     except (Error, UnicodeDecodeError) as e: raise ValueError(f'{file} cannot be read: {e}') from None
     if ini.sections(): raise ValueError(f'unknown section {", ".join(ini.sections())} in {file}: put every setting under [DEFAULT]')
     _known(ini['DEFAULT'], file)

@@ -107,3 +107,8 @@ def test_empty_values_are_not_given(tmp_path, monkeypatch):
 
 def test_a_fraction_of_a_worker_is_refused():
     with pytest.raises(ValueError, match='workers=1.5'): settings(workers=1.5)
+
+
+def test_settings_without_a_section(tmp_path):
+    (tmp_path/'settings.ini').write_text('# mine\nscale = quick\n')
+    with pytest.raises(ValueError, match=r"line 2: 'scale = quick' stands before any section: begin the file with \[DEFAULT\]"): settings(tmp_path)
