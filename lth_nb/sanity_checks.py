@@ -6,12 +6,12 @@
 __all__ = ['RULES', 'CONDITIONS', 'PAPER_S914', 'KINDS', 'LRS', 'CIFAR', 'TINY', 'IMAGENET', 'SHORT', 'PAPER_PARAMETERS', 'TAB_2',
            'PAPER_FIG_1', 'FIG_1', 'FIG_A1', 'PAPER_POINTS', 'FIG_3', 'FIG_F', 'PAPER_TABLE_3', 'PAPER_TEXT', 'TAB_3',
            'PAPER_TABLE_4', 'TAB_4', 'PAPER_PATHS', 'FIG_4', 'FIG_5', 'MEASURES', 'TAB_SHAPE', 'FIG_6', 'FIG_D',
-           'Rules', 'rules_for', 'read_runs', 'every', 'some', 'above', 'unpaired', 'Condition', 'Prize', 'judge',
-           'printed', 'Case', 'unpruned', 'counts', 'small_dense', 'dense', 'mask_of', 'run', 'score', 'cifar_cases',
-           'large_cases', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases', 'grid_of',
-           'accuracies', 'preliminary', 'across', 'runs_of', 'prize_of', 'printed_beside', 'panels_of', 'best_of',
-           'prefers_small', 'prefers_imp', 'summary', 'doors', 'two_rates', 'Route', 'path_of', 'without_residual',
-           'paths', 'shapes', 'starts', 'rewound', 'lights', 'explorer', 'ledger']
+           'TAB_STEPS', 'Rules', 'rules_for', 'read_runs', 'every', 'some', 'above', 'unpaired', 'Condition', 'Prize',
+           'judge', 'printed', 'Case', 'unpruned', 'counts', 'small_dense', 'dense', 'mask_of', 'run', 'score',
+           'cifar_cases', 'large_cases', 'paper_cases', 'gpu_cases', 'cpu_cases', 'quick_cases', 'smoke_cases', 'cases',
+           'grid_of', 'accuracies', 'preliminary', 'across', 'runs_of', 'prize_of', 'printed_beside', 'panels_of',
+           'best_of', 'prefers_small', 'prefers_imp', 'summary', 'doors', 'two_rates', 'Route', 'path_of',
+           'without_residual', 'paths', 'shapes', 'starts', 'rewound', 'lights', 'explorer', 'ledger', 'all_rounds']
 
 # %% ../nbs/03_sanity_checks.ipynb #6d92017a
 import csv, math
@@ -325,6 +325,7 @@ class Case:
     seeds:int=3
     exempt:tuple=() # Layers that are not pruned
     short:Recipe=None # The insufficient recipe of Figure 1
+    longer:tuple=() # Learning rates at which the dense network is also given the steps of all rounds
     rewind:int|str=0 # Where weight rewinding goes back to (appendix D); 0: not run
     table4:tuple=() # ((pretraining lr, (lrs of the subnetwork)), ...), at the last of `levels`
     main:bool=True # In Figure 3; else in the F figures
@@ -472,7 +473,7 @@ def gpu_cases()->list[Case]:
 def cpu_cases()->list[Case]:
     "ResNet-20 on CIFAR-10, a few hundred steps, pruned in four rounds."
     short = Recipe(500, batch=64, milestones=(250, 375), weight_decay=5e-4, augment=True, precision='bf16')
-    return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.005, .01, .05, .1), levels=(4,), fraction=1 - .086**.25, short=None, more=(), rewind=25, table4=(),
+    return [replace(cifar_cases(cifar10(test=2000))[0], recipe=short, lrs=(.005, .01, .05, .1), levels=(4,), fraction=1 - .086**.25, short=None, longer=(.05,), more=(), rewind=25, table4=(),
                     seeds=2, enough=True, note='500 of 125,000 steps, bf16, 4 rounds of 46 %, 2 seeds, 2,000 test images')]
 
 def quick_cases()->list[Case]:
@@ -1130,3 +1131,24 @@ def ledger(scale:str=None):
     "The claims of this chapter with their verdicts, from what is stored."
     scale = scale or settings().scale
     return beside(verdicts('sanity_checks', scale), caption=f'Claims SC1 to SC12 at scale {scale}')
+
+# %% ../nbs/03_sanity_checks.ipynb #60189318
+def all_rounds(c:Case)->dict:
+    "{lr: {'dense': accuracies, 'dense, all steps': of the dense network after as many steps as IMP takes to the last level, 'LT-IMP': at that level}}"
+    l,r = c.levels[-1],c.recipe
+    long = replace(c, recipe=replace(r, steps=r.steps*(l + 1), milestones=tuple(m*(l + 1) for m in r.milestones)))
+    runs = lambda c, kind, lr, *at: [score(c, kind, lr, i, *at) for i in range(c.seeds)]
+    return {lr: {'dense': runs(c, 'dense', lr), 'dense, all steps': runs(long, 'dense', lr), 'LT-IMP': runs(c, 'LT-IMP', lr, l)} for lr in c.longer}
+
+def _draw_all_rounds(values, scale):
+    by,rows = {c.name: c for c in cases(scale)},[]
+    for n,v in values.items():
+        c = by[n]; l = c.levels[-1]
+        for lr,kinds in v.items():
+            steps = dict(zip(kinds, (c.recipe.steps, c.recipe.steps*(l + 1), c.recipe.steps)))
+            rows += [{'network': _title(c), 'lr': f'{lr:g}', 'run': k, 'steps': f'{steps[k]:,}', 'steps behind its mask': f'{c.recipe.steps*l:,}' if k == 'LT-IMP' else '',
+                      'accuracy': _pm(accuracies(a)) or 'not computed yet'} for k,a in kinds.items()]
+    return beside(rows, caption=f'Test accuracy in %, mean ± standard deviation over seeds. Scale {scale}')
+
+TAB_STEPS = figure('sanity_checks/all-rounds', 'The dense network with the steps of all rounds', 'not in the paper; a control for its first condition',
+    plan=lambda scale: _planned(scale, all_rounds, lambda c: c.longer), draw=_draw_all_rounds)
