@@ -497,3 +497,16 @@ def test_the_explorer_lights_up(monkeypatch):
     c = replace(sc.quick_cases()[0], lrs=(.01, .1))
     lamps = [l.get_markerfacecolor() for l in lights(c, 4, .01, by[4]).axes[1].lines]
     assert lamps == [{True: '#00aa68', False: '#d33f3f', None: 'none'}[x.holds] for x in sc.prize_of(c, 4, by[4], at=.01).conditions] and len(set(lamps)) == 2
+
+
+def test_the_steps_of_all_rounds():
+    "The control trains as many steps as the dense network and every round up to the ticket's, and its ticket is the one of Figure 3."
+    c = sc.cpu_cases()[0]
+    l,at = c.levels[-1],c.longer[0]
+    v = sc.all_rounds(c)[at]
+    recipe = lambda n: n.inputs[0].args['recipe']
+    assert recipe(v['dense'][0]) == c.at(at) and recipe(v['LT-IMP'][0]) == c.at(at)
+    long = recipe(v['dense, all steps'][0])
+    assert long.steps == c.recipe.steps*(l + 1) and [m/long.steps for m in long.milestones] == [m/c.recipe.steps for m in c.recipe.milestones] and long.lr == at
+    assert v['LT-IMP'] == sc.grid_of(c, l)['LT-IMP'][at] and v['dense'] == sc.grid_of(c, l)['dense'][at] != v['dense, all steps']
+    assert not any(x.longer for x in (*sc.quick_cases(), *sc.paper_cases()))
