@@ -15,7 +15,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial, update_wrapper
+from functools import partial, update_wrapper
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Callable
@@ -73,15 +73,17 @@ class Step:
     def __init__(self, fn, version=1, many=False, store=True, size=None):
         update_wrapper(self, fn)
         self.fn,self.name,self.version,self.many,self.store,self.size = fn,fn.__name__,version,many,store,size
-        self.sig = inspect.signature(fn)
+        self.sig,self._defaults = inspect.signature(fn),None
         if many: self.sig = self.sig.replace(parameters=[p for p in self.sig.parameters.values() if p.name not in ('items', 'shelf')])
     def __call__(self, *args, **kwargs): return Node(self, dict(self.sig.bind(*args, **kwargs).arguments))
-    @cached_property
-    def defaults(self): return {n: (p.default, written(p.default)) for n,p in self.sig.parameters.items() if p.default is not inspect._empty}
+    @property
+    def defaults(self): # made when first asked for
+        if self._defaults is None: self._defaults = {n: (p.default, written(p.default)) for n,p in self.sig.parameters.items() if p.default is not inspect._empty}
+        return self._defaults
     def written(self, args:dict)->dict:
         "Arguments in their written form, defaults left out."
-        texts = {k: written(v) for k,v in args.items()}
-        return {k: t for k,t in texts.items() if k not in self.defaults or t != self.defaults[k][1] and not _same_number(args[k], self.defaults[k][0])}
+        texts,usual = {k: written(v) for k,v in args.items()},self.defaults
+        return {k: t for k,t in texts.items() if k not in usual or t != usual[k][1] and not _same_number(args[k], usual[k][0])}
     def __repr__(self): return f'step {self.name} (version {self.version})'
     def __reduce__(self):
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be

@@ -492,7 +492,7 @@ def smoke_cases()->list[Case]:
     "Just enough to run every line of the chapter."
     d,net = mnist1d(train=256, test=128),replace(nets.mnist1d_conv, width=8)
     r = Recipe(20, batch=32, milestones=(10, 15), weight_decay=5e-4)
-    common = dict(levels=(2,), fraction=.4, seeds=2, exempt=unpruned(net), rewind=2, note='256 examples, 20 steps')
+    common = dict(levels=(2,), fraction=.4, seeds=2, longer=(.05,), exempt=unpruned(net), rewind=2, note='256 examples, 20 steps')
     res = replace(nets.mnist1d_res, width=4)
     return [Case('Conv', net, d, r, (.05, .3), short=replace(r, steps=8, milestones=(4, 6)), more=(1,), table4=((.05, (.05, .3)), (.3, (.05, .3))), like='ResNet-20', **common),
             replace(Case('Res', res, d, r, (.05, .3), like='VGG-16', main=False, **common), exempt=unpruned(res))]
