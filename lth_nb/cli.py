@@ -78,14 +78,14 @@ def publish(chapter, scale, to)->int:
 # %% ../nbs/lib/cli.ipynb #6505917c
 def coverage(chapters=CHAPTERS, scales=SCALES[1:])->str: # A Markdown table
     "For each chapter and scale, figures and tables with all their results, and what its claims came to: yes, no, open."
-    store,rows = default_store(),[]
+    store = default_store()
     def cell(c, s):
         plans = [(ns, any(_needs(p))) for f in figures(c) if (ns := set(_nodes(p := f.nodes(s))))]
         whole = sum(not more and all(store.has(n.path) for n in ns) for ns,more in plans)
         said = [r['verdict'] for r in verdicts(c, s)] if any(store.has(n.path) for ns,_ in plans for n in ns) else []
         decided = f"; {said.count('yes')}, {said.count('no')}, {said.count('not decided')}" if {'yes', 'no'} & set(said) else ''
         return f'{whole} of {len(plans)}{decided}'
-    for c in chapters: rows.append('| ' + ' | '.join([c.replace('_', ' '), *(cell(c, s) for s in scales)]) + ' |')
+    rows = ['| ' + ' | '.join([c.replace('_', ' '), *(cell(c, s) for s in scales)]) + ' |' for c in chapters]
     return '\n'.join(['| figures whole; claims yes, no, open | ' + ' | '.join(scales) + ' |', '| --- |' + ' --- |'*len(scales), *rows])
 
 # %% ../nbs/lib/cli.ipynb #91d8405d

@@ -31,8 +31,9 @@ def canonical(x:Any # A value a step may take: JSON scalars, lists, dicts, froze
     "One written form for a value. Raises `TypeError` for what has none, `ValueError` for a number that is not finite."
     return json.loads(written(x))
 
-def written(x)->str:
-    "The written form as JSON, keys in order."
+def written(x:Any # What `canonical` takes
+    )->str: # JSON, keys in order
+    "The written form as text. A frozen dataclass keeps its own, once made."
     if isinstance(x, Node): return f'{{"node": "{x.key}"}}'
     if isinstance(x, Step): return f'{{"step": {json.dumps(x.name)}, "version": {x.version}}}'
     if isinstance(x, float) and not math.isfinite(x): raise ValueError(f'{x} cannot be part of what identifies a result: use a finite number')

@@ -1,6 +1,7 @@
 """The command line: run, stop, kill, go on; status, results, publish."""
 import io, json, os, re, shutil, signal, subprocess, sys, time
 
+from pathlib import Path
 import pytest, torch
 from lth_nb import cli
 from lth_nb.experiment import FIGURES, Store, table
@@ -186,3 +187,15 @@ def test_version(capsys):
     from lth_nb import __version__
     with pytest.raises(SystemExit) as e: call('--version')
     assert e.value.code == 0 and __version__ in capsys.readouterr().out
+
+
+def test_coverage_counts_what_is_there(monkeypatch, tmp_path):
+    "Nothing in an empty store; with the published results, whole where `status` says so, and a verdict for each claim."
+    monkeypatch.setenv('LTH_NB_RESULTS', str(tmp_path))
+    monkeypatch.setenv('LTH_NB_PUBLISHED', 'none')
+    row = lambda: cli.coverage(['weight_correlation'], ['quick']).splitlines()[-1]
+    n = sum('/' in l for l in cli.status('weight_correlation', 'quick').splitlines() if not l.rstrip().endswith('-'))
+    assert row() == f'| weight correlation | 0 of {n} |'
+    monkeypatch.setenv('LTH_NB_PUBLISHED', str(Path(__file__).parents[1]/'nbs/results'))
+    whole,claims = row().split('|')[2].strip().split('; ')
+    assert whole == f'{n} of {n}' and sum(map(int, claims.split(', '))) == 6

@@ -1,7 +1,7 @@
 """Keys, the store on disk, in memory and on S3, layers, writers at once, and compute's plans."""
 import json, math, os, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np, pytest, torch
 from lth_nb import data as D, networks as nets
@@ -388,3 +388,25 @@ def test_intervals():
     assert decide([1, 2, 3], -10, below=False).holds and decide([1, 2, 3], 10, below=False).holds is False
     assert [str(Verdict(h)) for h in (True, False, None)] == ['yes', 'no', 'not decided']
     with pytest.raises(ValueError, match='no samples'): mean_interval([])
+
+
+def test_a_default_is_left_out_however_it_is_written():
+    "1.0 for a default of 1 is the default; '1' is not, and an argument without a default is never left out."
+    @step
+    def f(x, n=1, ks=(1, 2), name=None): return x
+    assert {f(3).key, f(3, 1).key, f(3, n=1.).key, f(3, ks=[1, 2]).key, f(3, name=None).key} == {f(3).key}
+    assert len({f(3).key, f(3, n=2).key, f(3, n='1').key, f(3, ks=(2, 1)).key, f(3, name='').key, f(3.).key}) == 6
+
+
+def test_a_written_form_is_never_stale():
+    "A dataclass that can change is written anew each time; a replaced frozen one is another."
+    @dataclass
+    class Loose: n:int = 0
+    @dataclass(frozen=True)
+    class Fixed:
+        n:int = 0
+        ks:object = ()
+    loose,fixed,inner = Loose(1),Fixed(1),Fixed(1, [1])
+    before = [digest(x) for x in (loose, fixed, inner)]
+    loose.n = 2; inner.ks.append(2)
+    assert digest(loose) != before[0] and digest(inner) != before[2] and digest(replace(fixed, n=2)) != before[1] == digest(Fixed(1))
