@@ -6,10 +6,11 @@
 __all__ = ['families', 'lenet_300_100', 'mnist1d_mlp', 'mnist1d_conv', 'mnist1d_res', 'resnet8', 'resnet14', 'resnet20',
            'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
-           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'register', 'takes']
+           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'counts', 'small_dense',
+           'register', 'takes']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 import torch
 from torch import nn
@@ -254,6 +255,30 @@ vgg11, vgg13, vgg16, vgg19, mobilenet_v1, mobilenet_v2 = map(Network, ('vgg11', 
 imagenet_resnet18, imagenet_resnet50 = (Network(n, classes=1000) for n in ('imagenet_resnet18', 'imagenet_resnet50'))
 inception_v3 = Network('inception_v3', classes=1000)
 
+# %% ../nbs/lib/networks.ipynb #3f05d5fe
+@lru_cache(maxsize=None)
+def counts(network:Network, exempt:tuple=() # Names of weights that are not pruned
+    )->tuple: # All parameters, prunable ones
+    "Numbers of parameters. No weights are made."
+    with torch.device('meta'): m = network.build()
+    p = dict(m.named_parameters())
+    return sum(t.numel() for t in p.values()), sum(p[n].numel() for n in prunable(m) if n not in exempt)
+
+@lru_cache(maxsize=None)
+def small_dense(network:Network, sparsity:float, # Share of the prunable weights that are pruned, between 0 and 1
+    exempt:tuple=())->Network:
+    "The same depth, a width whose parameter count is nearest to what is left of `network` at a sparsity (Ma et al. 2021, section 2.1). `ValueError` where no width can be set."
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 < sparsity < 1: raise ValueError(f'sparsity: {sparsity!r} should be the share of weights pruned, between 0 and 1')
+    full = network.width or families[network.name].width
+    if full is None: raise ValueError(f'{network.name} has one width: no small dense network of the same depth can be made of it')
+    total,pool = counts(network, exempt)
+    want,lo,hi = total - round(float(sparsity)*pool),.5,float(full)
+    while hi - lo > .05:
+        mid = (lo + hi)/2
+        lo,hi = (mid, hi) if counts(replace(network, width=mid))[0] < want else (lo, mid)
+    near = min((lo, hi), key=lambda w: abs(counts(replace(network, width=w))[0] - want))
+    return replace(network, width=round(near, 2))
+
 # %% ../nbs/lib/networks.ipynb #675ccfc8
 def register(name:str,          # Its name, none of the papers' networks
              build:callable,    # (width, classes, residual) -> module
@@ -271,7 +296,7 @@ def register(name:str,          # Its name, none of the papers' networks
 
 def _learn(name, family):
     families[name] = family
-    takes.cache_clear(); _prunable.cache_clear()
+    for f in (takes, _prunable, counts, small_dense): f.cache_clear()
 
 def _arrived(fields, family):
     if family is not None: _learn(fields[0], family)

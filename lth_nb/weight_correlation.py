@@ -19,10 +19,11 @@ from matplotlib.patches import Patch
 from . import networks as nets
 from .data import Dataset, MissingData, cifar10, cifar100, mnist, mnist1d
 from .experiment import Needs, Node, Verdict, decide, figure, judged, step, together, verdicts, within
-from .networks import Network
+from .networks import Network, small_dense
 from .plotting import INK, band, beside, empty, grid, scale_note, style
 from .pruning import admm, correlation, indicator, null, overlap, prunable_weights, prune, shared, z_score
 from .settings import settings
+from .tickets import Rules, judge
 from .training import Recipe, evaluate, init, instability, line, train
 
 # %% ../nbs/04_weight_correlation.ipynb #8c9b257d
@@ -93,10 +94,15 @@ def gpu_cases()->list[Case]:
 
 # %% ../nbs/04_weight_correlation.ipynb #8b7df8fb
 def cpu_cases()->list[Case]:
-    "LeNet-300-100 on MNIST, 20 epochs."
-    return [Case('LeNet', nets.lenet_300_100, mnist(), _recipe(9375, '', lr=.1, batch=128), .01, rounds=(.3, .5, .7, .8, .9, .95), read=(.5, .7, .8, .9, .95),
+    "LeNet-300-100 on MNIST, 20 epochs; ResNet-20 on CIFAR-10, a few hundred steps."
+    short,r20 = dict(batch=64, augment=True, precision='bf16'),nets.resnet20
+    resnet = Case('ResNet-20', r20, cifar10(test=2000), _recipe(500, '', lr=.1, **short), .01, rounds=(.5, .7), read=(.5, .7), at=(.5, .7),
+        admm=Recipe(400, lr=.01, weight_decay=1e-4, **short), rhos=(1e-2, 1e-1, 1.), every=20, exempt=_first(r20), rewind=33,
+        looks=(0, 5, 10, 25, *range(50, 501, 50)), ks=(0, 100), seeds=2, note='500 of 58,600 steps, batch 64 for 128, bf16, 2 initialisations, 2,000 test images')
+    lenet = Case('LeNet', nets.lenet_300_100, mnist(), _recipe(9375, '', lr=.1, batch=128), .01, rounds=(.3, .5, .7, .8, .9, .95), read=(.5, .7, .8, .9, .95),
         admm=Recipe('16ep', batch=128, lr=.01, weight_decay=1e-4), every='1ep', rewind='1ep', looks=tuple(f'{e}ep' for e in range(21)),
-        ks=(0, 100, 1000), judged=.95, seeds=3, note='MNIST, 3 initialisations')]
+        ks=(0, 100, 1000), judged=.95, seeds=3, note='MNIST, 3 initialisations')
+    return [lenet, resnet]
 
 def quick_cases()->list[Case]:
     "Stand-ins on MNIST-1D, minutes on two cores."
@@ -531,7 +537,6 @@ FIG_LAYERS = figure('weight_correlation/layers', 'Correlation layer by layer', '
 
 # %% ../nbs/04_weight_correlation.ipynb #9d3cb4f9
 def _plan_notions(c):
-    from lth_nb.sanity_checks import small_dense
     small = small_dense(c.network, c.judged, c.exempt)
     s,n = c.judged,len(path(c, c.judged)) + 1
     def of(r, i):
@@ -559,7 +564,6 @@ def notions(c:Case, v:dict)->dict: # {rate: {notion: [seeds]}}
 def sanity_verdict(c:Case, found:dict # What `notions` gives
     )->str:
     "The prize by the chapter on sanity checks, and its conditions 1 to 5."
-    from lth_nb.sanity_checks import Rules, judge
     runs = dict(dense='dense', accuracy='LT-IMP', reinit='RR-IMP', small='small')
     rows = [dict(run=runs[k], lr=c.lr(r), seed=i, sparsity=c.judged, accuracy=float(a)) for r,x in found.items() for k in runs if k in x for i,a in enumerate(x[k])]
     if not rows: return 'not computed yet'

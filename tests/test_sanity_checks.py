@@ -10,7 +10,7 @@ from lth_nb.experiment import FIGURES, Needs, Store, compute, missing
 from lth_nb.experiment import _nodes as nodes
 from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
-from lth_nb.sanity_checks import Rules, judge, read_runs
+from lth_nb.tickets import Rules, judge, read_runs
 
 CHAPTER = [f for f in FIGURES.values() if f.id.startswith('sanity_checks/')]
 LRS = (.01, .03, .1)
