@@ -7,6 +7,7 @@ from lth_nb.cli import CHAPTERS, figures
 from lth_nb.experiment import Store, missing, processor, _nodes
 
 published = Store(ROOT/'nbs/results')
+ALIKE = {'2.14', '2.15'}   # all 1,586 results of scale quick of chapters 1, 2 and 4 have the same bits with either, on one processor
 
 def quickest(chapter):
     "The published result of scale quick that takes the fewest steps to compute from nothing, and those steps."
@@ -21,11 +22,12 @@ _nothing = _Nothing()
 
 @pytest.mark.parametrize('chapter', CHAPTERS)
 def test_a_published_result_comes_out_again(chapter, tmp_path):
-    "To the bit where processor and torch are those it was made with; elsewhere training may round another way, and the test is skipped."
+    "To the bit where processor and torch are those it was made with, or alike; elsewhere training may round another way, and the test is skipped."
     _, path, node = quickest(chapter)
     made = published.record(path)['made']
-    here = dict(torch=torch.__version__, machine=processor())
-    if any(made[k] != v for k, v in here.items()): pytest.skip(f'made with torch {made["torch"]} on {made["machine"]}, this is {here}')
+    minor = lambda v: '.'.join(v.split('.')[:2])
+    same = made['torch'] == torch.__version__ or {minor(made['torch']), minor(torch.__version__)} <= ALIKE
+    if not same or made['machine'] != processor(): pytest.skip(f'made with torch {made["torch"]} on {made["machine"]}, this is {torch.__version__} on {processor()}')
     code = f"""
 from lth_nb.cli import figures
 from lth_nb.experiment import Store, compute, _nodes
