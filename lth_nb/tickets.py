@@ -62,7 +62,7 @@ _KINDS = {'dense': 'dense', 'pretrain': 'dense', 'pretraining': 'dense', 'small'
 
 def read_runs(runs # List of dicts, pandas frame, or path of a CSV: run, lr, accuracy (%); seed, sparsity, network, data, epochs
     )->list[dict]:
-    "A table of runs, checked. `run` is dense, small, LT, RR or WR, with -IMP or -OMP. Raises `ValueError` for rows that cannot be right."
+    "A table of runs, checked. Column run is dense, small, LT, RR or WR, with -IMP or -OMP. Raises `ValueError` for rows that cannot be right."
     rows,seen = [_row(i, r) for i,r in enumerate(_records(runs))],{}
     if not rows: raise ValueError('the table of runs is empty')
     if (a := [r['accuracy'] for r in rows if r['accuracy'] is not None]) and max(a) <= 1:
