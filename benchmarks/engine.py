@@ -119,12 +119,14 @@ def against_plain(case, device, seconds, many):
     return dict(case=case, seconds={k: v for k,v in t.items()}, replicas=many, ratio=t['plain']/best, way=way)
 
 
-def against_fp32(case, device, seconds):
-    "Ours in bf16 against the usual script in fp32, as most scripts are."
+def against_fp32(row, device, seconds):
+    "Ours in bf16, and where the row says so through torch.compile, against the usual script in fp32, as most scripts are."
+    case,_,how = row.partition(', ')
     network,data,recipe = CASES[case]
+    ours = together([replica(case, device, compiled_net=how == 'compiled')])
     usual,way = plain.best(network, data().load(), recipe, device, seconds, autocast=(False,))
-    t = in_turns(Clock(device), dict(plain=usual, ours=together([replica(case, device)])), seconds)
-    return dict(case=f'{case} against fp32', seconds=t, replicas=1, ratio=t['plain']/t['ours'], way=way | {'precision': 'fp32'})
+    t = in_turns(Clock(device), dict(plain=usual, ours=ours), seconds)
+    return dict(case=f'{row} against fp32', seconds=t, replicas=1, ratio=t['plain']/t['ours'], way=way | {'precision': 'fp32'})
 
 
 def free(device):
@@ -327,7 +329,7 @@ def main():
         r[what] = got if cases != (None,) else got[0]
         out.write_text(json.dumps(r, indent=1) + '\n')
     do('plain', lambda c: against_plain(c, a.device, a.seconds, 8 if cuda else 1), a.cases)
-    do('plain fp32', lambda c: against_fp32(c, a.device, a.seconds), [c for c in a.cases if 'bf16' in c])
+    do('plain fp32', lambda c: against_fp32(c, a.device, a.seconds), [c + k for c in a.cases if 'bf16' in c for k in ['', ', compiled'][:1 + ('resnet' in c)]])
     few = [k for k in a.replicas if k <= 8]
     do('replicas', lambda c: side_by_side(c, a.device, a.replicas if cuda or 'lenet' in c else few[:1], a.seconds/2), a.cases)
     if not cuda: do('processes', lambda c: processes(c, a.seconds), [c for c in a.cases if 'vgg' not in c])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest
 from conftest import ROOT
-from lth_nb import sanity_checks as sc
+from lth_nb import networks as nets, sanity_checks as sc
 from lth_nb.data import mnist1d
 from lth_nb.experiment import FIGURES, Needs, Store, compute, missing
 from lth_nb.experiment import _nodes as nodes
@@ -157,8 +157,8 @@ def test_paper_plan_is_the_papers(monkeypatch, tmp_path):
     for n,m in sc.PAPER_PARAMETERS.items():   # Table 2 rounds or cuts; its ResNet-18 counts 100 classes, on Tiny-ImageNet 1000
         if 'Tiny' in n: continue
         net = by[n].network if n != 'ResNet-18' else replace(by[n].network, classes=100)
-        assert abs(sc.counts(net)[0]/1e6 - m) < .011, n
-    assert sc.counts(by['ResNet-32'].network, by['ResNet-32'].exempt)[1] == 1843200
+        assert abs(nets.counts(net)[0]/1e6 - m) < .011, n
+    assert nets.counts(by['ResNet-32'].network, by['ResNet-32'].exempt)[1] == 1843200
     assert {'figure-1', 'figure-3', 'figure-4', 'table-4'} <= {f.id.split('/')[1] for f in CHAPTER}
     assert isinstance(FIGURES['sanity_checks/figure-3'].nodes('paper')['ResNet-50, ImageNet'], Needs)
 
@@ -166,7 +166,7 @@ def test_paper_plan_is_the_papers(monkeypatch, tmp_path):
 def test_no_residual_has_the_papers_count():
     c = next(c for c in sc.cifar_cases(sc.cifar10()) if c.name == 'ResNet-32')
     plain = sc.without_residual(c)
-    assert sc.counts(plain.network, plain.exempt) == (1849898, 1843200)
+    assert nets.counts(plain.network, plain.exempt) == (1849898, 1843200)
 
 
 def tiny(levels=(3,)):
@@ -196,13 +196,13 @@ def test_rr_keeps_the_mask_and_not_the_start(store):
 @pytest.mark.parametrize('s', (.59, .832, .956))
 def test_small_dense_has_the_count(name, s):
     net = Network(name)
-    total,pool = sc.counts(net, sc.unpruned(net))
-    small = sc.small_dense(net, s, sc.unpruned(net))
+    total,pool = nets.counts(net, sc.unpruned(net))
+    small = nets.small_dense(net, s, sc.unpruned(net))
     want = total - s*pool
     near = max(.12*want, 60) if name == 'mnist1d_res' else .12*want   # few widths to choose from
-    assert abs(sc.counts(small)[0] - want) < (2.5*near if name == 'mnist1d_res' else near)
+    assert abs(nets.counts(small)[0] - want) < (2.5*near if name == 'mnist1d_res' else near)
     assert small.name == net.name
-    with pytest.raises(ValueError, match='between 0 and 1'): sc.small_dense(net, 1., ())
+    with pytest.raises(ValueError, match='between 0 and 1'): nets.small_dense(net, 1., ())
 
 
 def folder(root, size, classes=2, images=3):
