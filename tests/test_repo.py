@@ -1,8 +1,9 @@
 """The repository is what it says: the library in step with the notebooks, the notebooks clean, imports light."""
-import filecmp, os, subprocess, sys
+import ast, filecmp, os, subprocess, sys
 
 import pytest
 from conftest import ROOT, working_copy
+from lth_nb.cli import CHAPTERS
 
 
 @pytest.fixture(scope='module')
@@ -55,6 +56,26 @@ from lth_nb.experiment import compute, step, Store
 def test_import_is_light():
     "Importing the library does not load torchvision, scipy.stats or pandas, and starts no CUDA."
     _run("import sys, lth_nb.linear_mode_connectivity; assert not {'torchvision', 'pandas', 'scipy.stats'} & set(sys.modules)", ROOT)
+
+
+def _imports(path):
+    "Modules of the library that a module imports, at its head or inside a function."
+    out = set()
+    for n in ast.walk(ast.parse(path.read_text())):
+        if isinstance(n, ast.ImportFrom) and (n.level == 1 or (n.module or '').split('.')[0] == 'lth_nb'):
+            m = (n.module or '').removeprefix('lth_nb').lstrip('.')
+            out |= {m} if m else {a.name for a in n.names}
+        elif isinstance(n, ast.Import): out |= {a.name.removeprefix('lth_nb.') for a in n.names if a.name.startswith('lth_nb.')}
+    return out - {'__version__'}
+
+
+def test_who_imports_whom():
+    "A chapter uses the foundations and no other chapter; the lowest foundations stand alone; steps know nothing of what they compute."
+    by = {p.stem: _imports(p) for p in (ROOT/'lth_nb').glob('*.py')}
+    assert 'training' in by['early_phase'] and 'tickets' in by['weight_correlation']   # it sees both kinds of import
+    assert not [m for m, used in by.items() if used & set(CHAPTERS)]
+    assert not by['networks'] | by['plotting'] | by['settings'] and by['data'] == by['experiment'] == {'settings'}
+    assert by['tickets'] <= {'experiment', 'plotting'}                                 # a table may come from anywhere
 
 
 def test_lint():
