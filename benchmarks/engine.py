@@ -329,7 +329,7 @@ def main():
         r[what] = got if cases != (None,) else got[0]
         out.write_text(json.dumps(r, indent=1) + '\n')
     do('plain', lambda c: against_plain(c, a.device, a.seconds, 8 if cuda else 1), a.cases)
-    do('plain fp32', lambda c: against_fp32(c, a.device, a.seconds), [c + k for c in a.cases if 'bf16' in c for k in ['', ', compiled'][:1 + ('resnet' in c)]])
+    do('plain fp32', lambda c: against_fp32(c, a.device, a.seconds), [*(c for c in a.cases if 'bf16' in c), *(f'{c}, compiled' for c in a.cases if c == 'resnet20-bf16')])
     few = [k for k in a.replicas if k <= 8]
     do('replicas', lambda c: side_by_side(c, a.device, a.replicas if cuda or 'lenet' in c else few[:1], a.seconds/2), a.cases)
     if not cuda: do('processes', lambda c: processes(c, a.seconds), [c for c in a.cases if 'vgg' not in c])
