@@ -58,24 +58,34 @@ def test_import_is_light():
     _run("import sys, lth_nb.linear_mode_connectivity; assert not {'torchvision', 'pandas', 'scipy.stats'} & set(sys.modules)", ROOT)
 
 
+def _room(parts):
+    "lth_nb.experiment.store -> experiment"
+    return parts[1] if len(parts) > 1 and parts[0] == 'lth_nb' else ''
+
+
 def _imports(path):
-    "Modules of the library that a module imports, at its head or inside a function."
+    "Rooms of the library that a module imports, at its head or inside a function."
+    here = path.relative_to(ROOT).parts[:-1]
     out = set()
     for n in ast.walk(ast.parse(path.read_text())):
-        if isinstance(n, ast.ImportFrom) and (n.level == 1 or (n.module or '').split('.')[0] == 'lth_nb'):
-            m = (n.module or '').removeprefix('lth_nb').lstrip('.')
-            out |= {m} if m else {a.name for a in n.names}
-        elif isinstance(n, ast.Import): out |= {a.name.removeprefix('lth_nb.') for a in n.names if a.name.startswith('lth_nb.')}
-    return out - {'__version__'}
+        if isinstance(n, ast.ImportFrom):
+            above = here[:len(here) - n.level + 1] if n.level else ()
+            name = (*above, *(n.module or '').split('.')) if n.module else above
+            out |= {_room((*name, a.name)) for a in n.names}
+        elif isinstance(n, ast.Import): out |= {_room(a.name.split('.')) for a in n.names}
+    return out - {'', '__version__', _room((*here, path.stem))}
 
 
 def test_who_imports_whom():
     "A chapter uses the foundations and no other chapter; the lowest foundations stand alone; steps know nothing of what they compute."
-    by = {p.stem: _imports(p) for p in (ROOT/'lth_nb').glob('*.py')}
-    assert 'training' in by['early_phase'] and 'tickets' in by['weight_correlation']   # it sees both kinds of import
+    modules = {p.relative_to(ROOT/'lth_nb').with_suffix('').as_posix(): _imports(p) for p in (ROOT/'lth_nb').rglob('*.py')}
+    by = {}
+    for module, used in modules.items(): by.setdefault(module.split('/')[0], set()).update(used)
+    assert 'training' in by['early_phase'] and 'measures' in by['weight_correlation']   # it sees both kinds of import
     assert not [m for m, used in by.items() if used & set(CHAPTERS)]
-    assert not by['networks'] | by['plotting'] | by['settings'] and by['data'] == by['experiment'] == {'settings'}
-    assert by['tickets'] <= {'experiment', 'plotting'}                                 # a table may come from anywhere
+    assert not by['networks'] | by['plotting'] | by['settings'] and by['data'] == {'settings'}
+    assert by['experiment'] == {'running', 'settings'}
+    assert modules['measures/tickets'] <= {'experiment', 'plotting'}                   # a table may come from anywhere
 
 
 def test_lint():
