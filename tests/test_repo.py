@@ -20,8 +20,8 @@ def _run(code, cwd):
 
 def test_library_is_in_step(copy):
     _run('from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; f = nbdev_export; getattr(f, "__wrapped__", f)()', copy)
-    mine = {p.name for p in (ROOT/'lth_nb').glob('*.py')}
-    assert mine == {p.name for p in (copy/'lth_nb').glob('*.py')}
+    mine,made = ({p.relative_to(at/'lth_nb').as_posix() for p in (at/'lth_nb').rglob('*.py')} for at in (ROOT, copy))
+    assert mine == made
     differ = [n for n in mine if not filecmp.cmp(ROOT/'lth_nb'/n, copy/'lth_nb'/n, shallow=False)]
     assert not differ, f'run nbdev-export: {differ} are not what the notebooks say'
 
