@@ -13,6 +13,9 @@ def copy(tmp_path_factory):
     return working_copy(to, 'nbs/results/')
 
 
+def _modules(root): return {p.relative_to(root/'lth_nb').as_posix() for p in (root/'lth_nb').rglob('*.py')}
+
+
 def _run(code, cwd):
     r = subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(cwd)})
     assert r.returncode == 0, r.stderr[-3000:]
@@ -20,8 +23,8 @@ def _run(code, cwd):
 
 def test_library_is_in_step(copy):
     _run('from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; f = nbdev_export; getattr(f, "__wrapped__", f)()', copy)
-    mine,made = ({p.relative_to(at/'lth_nb').as_posix() for p in (at/'lth_nb').rglob('*.py')} for at in (ROOT, copy))
-    assert mine == made
+    mine = _modules(ROOT)
+    assert mine == _modules(copy)
     differ = [n for n in mine if not filecmp.cmp(ROOT/'lth_nb'/n, copy/'lth_nb'/n, shallow=False)]
     assert not differ, f'run nbdev-export: {differ} are not what the notebooks say'
 
@@ -37,7 +40,8 @@ def test_one_quarto_yml():
     assert link.is_symlink() and os.readlink(link) == '../_quarto.yml' and (ROOT/'_quarto.yml').is_file()
 
 
-@pytest.mark.parametrize('module', sorted(p.stem for p in (ROOT/'lth_nb').glob('*.py') if not p.stem.startswith('_')))
+@pytest.mark.parametrize('module', sorted(m.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for m in _modules(ROOT)
+    if m not in ('__init__.py', '_modidx.py') and not m.endswith('__main__.py')))
 def test_imports_need_no_notebook_tools(module):
     "A bare machine with torch can run the library."
     code = f"""
@@ -58,34 +62,29 @@ def test_import_is_light():
     _run("import sys, lth_nb.linear_mode_connectivity; assert not {'torchvision', 'pandas', 'scipy.stats'} & set(sys.modules)", ROOT)
 
 
-def _room(parts):
-    "lth_nb.experiment.store -> experiment"
-    return parts[1] if len(parts) > 1 and parts[0] == 'lth_nb' else ''
-
-
 def _imports(path):
-    "Rooms of the library that a module imports, at its head or inside a function."
-    here = path.relative_to(ROOT).parts[:-1]
+    "The rooms of the library that a module imports from, at its head or inside a function, without its own."
+    package = path.relative_to(ROOT).parent.parts
     out = set()
     for n in ast.walk(ast.parse(path.read_text())):
         if isinstance(n, ast.ImportFrom):
-            above = here[:len(here) - n.level + 1] if n.level else ()
-            name = (*above, *(n.module or '').split('.')) if n.module else above
-            out |= {_room((*name, a.name)) for a in n.names}
-        elif isinstance(n, ast.Import): out |= {_room(a.name.split('.')) for a in n.names}
-    return out - {'', '__version__', _room((*here, path.stem))}
+            base = package[:len(package) + 1 - n.level] if n.level else ()
+            module = (*base, *(n.module or '').split('.')) if n.module else base
+            if module == ('lth_nb',): out |= {a.name for a in n.names}
+            elif module[0] == 'lth_nb': out.add(module[1])
+        elif isinstance(n, ast.Import): out |= {a.name.split('.')[1] for a in n.names if a.name.startswith('lth_nb.')}
+    return out - {'__version__', (*package, path.stem)[1]}
 
 
 def test_who_imports_whom():
     "A chapter uses the foundations and no other chapter; the lowest foundations stand alone; steps know nothing of what they compute."
-    modules = {p.relative_to(ROOT/'lth_nb').with_suffix('').as_posix(): _imports(p) for p in (ROOT/'lth_nb').rglob('*.py')}
-    by = {}
-    for module, used in modules.items(): by.setdefault(module.split('/')[0], set()).update(used)
+    by = {m.removesuffix('.py'): _imports(ROOT/'lth_nb'/m) for m in _modules(ROOT)}
+    def room(name): return set().union(*(used for m, used in by.items() if m.split('/')[0] == name))
     assert 'training' in by['early_phase'] and 'measures' in by['weight_correlation']   # it sees both kinds of import
-    assert not [m for m, used in by.items() if used & set(CHAPTERS)]
-    assert not by['networks'] | by['plotting'] | by['settings'] and by['data'] == {'settings'}
-    assert by['experiment'] == {'running', 'settings'}
-    assert modules['measures/tickets'] <= {'experiment', 'plotting'}                   # a table may come from anywhere
+    assert not [m for m, used in by.items() if used & set(CHAPTERS) and not m.startswith('figures/')]
+    assert not room('networks') | room('plotting') | room('settings')
+    assert room('data') == {'settings'} and room('experiment') <= {'settings', 'running'}
+    assert by['measures/tickets'] <= {'experiment', 'plotting'}                        # a table may come from anywhere
 
 
 def test_lint():
