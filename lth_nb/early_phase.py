@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCOPES', 'PERTURBATIONS', 'BASELINE', 'TASKS', 'SPARSE', 'init_of', 'dense', 'state_at', 'retrained', 'masks',
            'ticket', 'score', 'ladder', 'saturation', 'exchange', 'survivors', 'refill', 'has_filters', 'permute',
-           'noisy', 'effective_std', 'perturbed', 'pearson', 'pretext', 'with_head', 'fresh_start', 'pretrained',
-           'sparse_start', 'headless', 'sparse_scores']
+           'noisy', 'effective_std', 'perturbed', 'pearson', 'pretext', 'head_of', 'with_head', 'fresh_start',
+           'pretrained', 'sparse_start', 'headless', 'sparse_scores']
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 import math
@@ -210,7 +210,7 @@ def pretext(study, task:str)->tuple: # Data, network, recipe
     return TASKS[task](study.data), network, recipe
 
 # %% ../nbs/01_early_phase.ipynb #8f2d4e39
-def _head(network): # names of the output layer's parameters
+def head_of(network): # names of the output layer's parameters
     last = network.prunable[-1]
     return last, last.removesuffix('weight') + 'bias'
 
@@ -218,8 +218,8 @@ def _head(network): # names of the output layer's parameters
 def with_head(state, network:Network, seed:int)->dict: # A state of `network` at step 0, momentum fresh
     "The same body under a fresh output layer."
     fresh = init.fn(network, seed)
-    body = {name: w for name, w in state['weights'].items() if name not in _head(network)}
-    other = set(body) | set(_head(network)) != set(fresh['weights'])
+    body = {name: w for name, w in state['weights'].items() if name not in head_of(network)}
+    other = set(body) | set(head_of(network)) != set(fresh['weights'])
     if other or any(fresh['weights'][name].shape != w.shape for name, w in body.items()):
         raise ValueError(f'{network.name} has another body than {state["network"]["name"]}: '
                          'only the output layer may differ')
@@ -256,7 +256,7 @@ def sparse_start(study, kind:str, seed:int)->tuple[Node,Node]: # State, mask
 @step(store=False)
 def headless(mask, network:Network)->dict: # A mask
     "The mask without the output layer."
-    return {name: kept for name, kept in mask.items() if name != _head(network)[0]}
+    return {name: kept for name, kept in mask.items() if name != head_of(network)[0]}
 
 def sparse_scores(study, kind:str, length)->list[Node]: # [seeds]
     "Scores of sparsely pretrained subnetworks; with length 0, of those that were not. All train the full schedule."
