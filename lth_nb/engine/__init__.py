@@ -14,5 +14,5 @@ from .trace import Hooks, Trace
 from .lane import STREAMS, Lane
 from .replica import Replica
 from .probe import Probe, reestimate
-_all_ = ['device_of', 'Weights', 'adam', 'compiled', 'lined_up', 'loss_of', 'module_of', 'network_of', 'sgd', 'WINDOW', 'Model',
-         'Hooks', 'Trace', 'STREAMS', 'Lane', 'Replica', 'Probe', 'reestimate']
+_all_ = [device_of, Weights, adam, compiled, lined_up, loss_of, module_of, network_of, sgd, WINDOW, Model, Hooks, Trace,
+         STREAMS, Lane, Replica, Probe, reestimate]

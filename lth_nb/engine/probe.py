@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXACT', 'reestimate', 'into_vector', 'add_up', 'RecordedBatch', 'exactly', 'evaluated', 'Probe']
 
-# %% ../../nbs/lib/engine/probe.ipynb #18b57feb
+# %% ../../nbs/lib/engine/probe.ipynb #dabed119
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .lane import precisely, record
 from .replica import loaders
 from .weights import batchnorms, laid_out, lined_up
 
-# %% ../../nbs/lib/engine/probe.ipynb #49b3576a
+# %% ../../nbs/lib/engine/probe.ipynb #fe771ec5
 @torch.no_grad()
 def reestimate(net:nn.Module, data, # A loaded data set
     n:int=2000, size:int=500 # Training images, and how many at a time
@@ -33,7 +33,7 @@ def reestimate(net:nn.Module, data, # A loaded data set
     net.eval()
     for m,momentum in zip(norms, kept): m.momentum = momentum
 
-# %% ../../nbs/lib/engine/probe.ipynb #ac23f243
+# %% ../../nbs/lib/engine/probe.ipynb #3593fc89
 def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
     "Make all parameters and statistics of a network views of one vector, which begins as zeros."
     named = (*net.named_parameters(), *net.named_buffers())
@@ -45,7 +45,7 @@ def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
         start += t.numel()
     return {name: t.shape for name,t in parts.items()}, vector
 
-# %% ../../nbs/lib/engine/probe.ipynb #45861126
+# %% ../../nbs/lib/engine/probe.ipynb #c1fa9546
 @torch.no_grad()
 def add_up(net:nn.Module, x:Tensor, y:Tensor,
     totals:Tensor, # float64 [2]: errors, summed cross-entropy
@@ -79,7 +79,7 @@ class RecordedBatch:
         self.replay()
         return self.predictions
 
-# %% ../../nbs/lib/engine/probe.ipynb #c95b013b
+# %% ../../nbs/lib/engine/probe.ipynb #7267cbb4
 EXACT = Recipe(1)   # fp32
 
 def exactly(device): # A context

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['loaders', 'load_batches', 'take_window', 'left_behind', 'Replica']
 
-# %% ../../nbs/lib/engine/replica.ipynb #4f639868
+# %% ../../nbs/lib/engine/replica.ipynb #faa253af
 import os
 from operator import attrgetter
 import torch
@@ -18,7 +18,7 @@ from .step import WINDOW, Driven, Model, Plain, count, diverge, snapshot, window
 from .trace import Hooks
 from .weights import network_of
 
-# %% ../../nbs/lib/engine/replica.ipynb #4b99150f
+# %% ../../nbs/lib/engine/replica.ipynb #e1709374
 def loaders(device:str)->int: # Processes that decode what is streamed
     return min(4, os.cpu_count()) if device.startswith('cuda') else 0
 
@@ -30,7 +30,7 @@ def load_batches(network:Network, data:Dataset, recipe:Recipe, order:int, device
     workers = {} if isinstance(loaded, Data) else dict(workers=loaders(device))
     return loaded.batches(recipe.batch, order, recipe.augment, dtype=dtype, **workers)
 
-# %% ../../nbs/lib/engine/replica.ipynb #21f5e053
+# %% ../../nbs/lib/engine/replica.ipynb #4d3be8c1
 def take_window(rep, until:int):
     "The steps up to `until`, or to the end of this window."
     first = rep.step

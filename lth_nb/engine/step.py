@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['WINDOW', 'stop_counting', 'Model', 'snapshot', 'window_end', 'fused', 'Plain', 'update', 'Driven', 'diverge', 'count']
 
-# %% ../../nbs/lib/engine/step.ipynb #1b5d00bc
+# %% ../../nbs/lib/engine/step.ipynb #3e8e66d2
 import math, warnings
 from functools import partial
 import torch
 from torch import Tensor, nn
 from ..recipes import PRECISIONS, Recipe
 from ..running import tick
-from .weights import Weights, adam, alive, averages, batchnorms, bits_of, compiled, loss_of, module_of, sgd
+from .weights import Weights, adam, averages, batchnorms, bits_of, compiled, loss_of, module_of, sgd
 
-# %% ../../nbs/lib/engine/step.ipynb #1d2c549a
+# %% ../../nbs/lib/engine/step.ipynb #9b66721d
 def stop_counting(net:nn.Module)->dict: # {buffer: batches so far}
     "Take BatchNorm's counting of batches off."
     counts = {name: int(b) for name,b in net.named_buffers() if name.endswith('num_batches_tracked')}
     for m in batchnorms(net): m.num_batches_tracked = None
     return counts
 
-# %% ../../nbs/lib/engine/step.ipynb #efc05393
+# %% ../../nbs/lib/engine/step.ipynb #3bf2a52a
 class Model:
     "A network in training, from a state: weights, averages, statistics, and the mask that holds in them."
     def __init__(self, state:dict, recipe:Recipe,
@@ -56,7 +56,7 @@ class Model:
         for t in (self.weights.vector, *self.slots.values(), *statistics): t.fill_(math.nan)
         self.bury()
 
-# %% ../../nbs/lib/engine/step.ipynb #f022c9d5
+# %% ../../nbs/lib/engine/step.ipynb #189ea9c5
 def snapshot(model:Model,
     taken:int, # Steps since the state that the model was made from
     on='cpu' # Where the tensors go
@@ -71,7 +71,7 @@ def snapshot(model:Model,
     return dict(weights=cut(model.weights.vector), slots={name: cut(slot) for name,slot in model.slots.items()},
                 buffers=buffers, count=int(model.count))
 
-# %% ../../nbs/lib/engine/step.ipynb #772fad99
+# %% ../../nbs/lib/engine/step.ipynb #1b78d523
 WINDOW = 100
 
 def window_end(step:int)->int: return (step//WINDOW + 1)*WINDOW
@@ -90,7 +90,7 @@ def fused(model:Model)->torch.optim.Optimizer:
     if r.optimizer == 'adam': optimizer.state[w]['step'] = model.count.float().view(())   # PyTorch counts in float32
     return optimizer
 
-# %% ../../nbs/lib/engine/step.ipynb #108f75fb
+# %% ../../nbs/lib/engine/step.ipynb #e2d649a3
 class Plain:
     "The step of a replica, driven by Python."
     def __init__(self, rep):
@@ -125,7 +125,7 @@ def update(model:Model, lr:Tensor): # float64 [1]
         rule(w.vector, w.grad, momentum, model.keep, lr, r.momentum, r.weight_decay)
     else: rule(w.vector, w.grad, *model.slots.values(), model.keep, lr, model.count, r.betas, r.eps, r.weight_decay)
 
-# %% ../../nbs/lib/engine/step.ipynb #c1ca75f3
+# %% ../../nbs/lib/engine/step.ipynb #45a7642d
 class Driven:
     "The step of a replica, driven by counters on the device."
     def __init__(self, rep):
@@ -164,7 +164,7 @@ class Driven:
         self.enter(rep, first)
         for _ in range(n): self.step(rep)
 
-# %% ../../nbs/lib/engine/step.ipynb #174e7505
+# %% ../../nbs/lib/engine/step.ipynb #5cd92eca
 def diverge(rep, step:int):
     "Mark a replica."
     rep.diverged = step

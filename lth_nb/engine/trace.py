@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Hooks', 'Trace']
 
-# %% ../../nbs/lib/engine/trace.ipynb #f35905f9
+# %% ../../nbs/lib/engine/trace.ipynb #d7e6ecae
 import math
 import torch
 from torch import Tensor
 
-# %% ../../nbs/lib/engine/trace.ipynb #e357894c
+# %% ../../nbs/lib/engine/trace.ipynb #35cd8b4b
 class Hooks(list):
     "Those who look into the steps of a replica."
     def gradient(self, rep):

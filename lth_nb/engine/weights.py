@@ -6,7 +6,7 @@
 __all__ = ['network_of', 'module_of', 'loss_of', 'lined_up', 'laid_out', 'batchnorms', 'layers_first', 'places', 'Weights',
            'bits_of', 'alive', 'sgd', 'adam', 'averages', 'compiled']
 
-# %% ../../nbs/lib/engine/weights.ipynb #fa9ca12d
+# %% ../../nbs/lib/engine/weights.ipynb #1bc3aeec
 import warnings
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def module_of(state:dict, # A state
     except RuntimeError as e: raise ValueError(f'this state does not fit {network}: {e}') from None
     return module.to(device=device, memory_format=torch.channels_last)
 
-# %% ../../nbs/lib/engine/weights.ipynb #17eab66a
+# %% ../../nbs/lib/engine/weights.ipynb #e07aa115
 def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary logits)
     y:Tensor # Labels, int64 [batch]
     )->Tensor: # Mean cross-entropy
@@ -34,7 +34,7 @@ def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary lo
     if isinstance(out, tuple): return loss_of(out[0], y) + .4*loss_of(out[1], y)
     return F.cross_entropy(out if out.dtype == torch.float64 else out.float(), y)
 
-# %% ../../nbs/lib/engine/weights.ipynb #e04c2f75
+# %% ../../nbs/lib/engine/weights.ipynb #c98a7ed8
 def lined_up(t:Tensor)->Tensor: # [n]
     "A parameter or buffer as a piece of a vector."
     if t.dim() == 4: t = t.permute(0, 2, 3, 1)
@@ -47,7 +47,7 @@ def laid_out(piece:Tensor, # [n]
     n, c, h, w = shape
     return piece.view(n, h, w, c).permute(0, 3, 1, 2)
 
-# %% ../../nbs/lib/engine/weights.ipynb #613e421a
+# %% ../../nbs/lib/engine/weights.ipynb #c98d6cc9
 def batchnorms(net:nn.Module)->list[nn.Module]:
     "The BatchNorm layers of a network."
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -100,7 +100,7 @@ class Weights:
         self.grad[:self.cut].copy_(self.half_grad)
         if flat[self.layers:]: torch.cat(flat[self.layers:], out=self.grad[self.cut:])
 
-# %% ../../nbs/lib/engine/weights.ipynb #10b692e1
+# %% ../../nbs/lib/engine/weights.ipynb #4885517c
 def bits_of(mask:dict, # {name: bool, True = kept}
     weights:Weights, network:str # Its name, for the message
     )->Tensor: # -1 where a weight lives, 0 where it is pruned: int32 [n], int64 for float64
@@ -142,7 +142,7 @@ def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages o
     v.copy_(alive(v*betas[1] + (1 - betas[1])*g*g, keep))
     w.copy_(alive(w - rate*m/(v.sqrt()/scale + eps), keep))
 
-# %% ../../nbs/lib/engine/weights.ipynb #65964c67
+# %% ../../nbs/lib/engine/weights.ipynb #177c17b6
 def averages(recipe:Recipe, weights:Weights,
     kept:dict=None # {average: {parameter: tensor}}, as states have them; None: from zero
     )->dict: # {average: vector [n]}
@@ -158,7 +158,7 @@ def averages(recipe:Recipe, weights:Weights,
         for parameter,value in kept[name].items(): weights.view(slot, parameter).copy_(value)
     return slots
 
-# %% ../../nbs/lib/engine/weights.ipynb #c6ad4c2a
+# %% ../../nbs/lib/engine/weights.ipynb #9deb3ed1
 _compiled = {}
 
 def compiled(f):
