@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['processor', 'provenance', 'value_of', 'Checkpoint', 'Stopped', 'about', 'Shelf', 'turns', 'advance', 'run_call']
 
-# %% ../../nbs/lib/experiment/call.ipynb #bc8235c6
+# %% ../../nbs/lib/experiment/call.ipynb #010cae93
 import dataclasses, inspect, platform, time
 from typing import Any, Callable
 import torch
@@ -14,14 +14,14 @@ from .node import expression, map_nodes
 from .store import Store, StoreError, Stores
 from ..running import device, running_on
 
-# %% ../../nbs/lib/experiment/call.ipynb #f9c7a1a3
+# %% ../../nbs/lib/experiment/call.ipynb #4957f557
 def processor()->str: # 'AMD EPYC, AVX512'
     "The CPU and the instructions that PyTorch uses of it: where both are the same, so are the bits."
     try: name = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
     except (OSError, StopIteration): name = platform.processor() or platform.machine()
     return f'{name}, {get_cpu_capability()}'
 
-# %% ../../nbs/lib/experiment/call.ipynb #610380b9
+# %% ../../nbs/lib/experiment/call.ipynb #b941f713
 def provenance(seconds:float # That the call has taken
     )->dict:
     "What a result says about where it was made."
@@ -41,7 +41,7 @@ def value_of(x:Any, # Dicts and lists with nodes in them
         return node.step.fn(**value_of(node.args, store))
     return map_nodes(value, x)
 
-# %% ../../nbs/lib/experiment/call.ipynb #65ae5e50
+# %% ../../nbs/lib/experiment/call.ipynb #0211821f
 class Checkpoint:
     "What a call needs to go on after it was stopped or killed."
     def __init__(self, node, store, every:float=60. # Seconds from one to the next
@@ -63,7 +63,7 @@ class Checkpoint:
             return None
     def remove(self): self.store.remove(self.path)
 
-# %% ../../nbs/lib/experiment/call.ipynb #3d365377
+# %% ../../nbs/lib/experiment/call.ipynb #45487116
 class Stopped(Exception):
     "Time is up: the step has saved what it needs to go on later."
 
@@ -109,7 +109,7 @@ class Shelf:
         "The call is at its end: it needs no checkpoint any more."
         self.checkpoint.remove()
 
-# %% ../../nbs/lib/experiment/call.ipynb #f1bfc53d
+# %% ../../nbs/lib/experiment/call.ipynb #1dfb585a
 def _called(nodes, store, deadline): # a generator
     node = nodes[0]
     shelf = Shelf(dataclasses.replace(node, item=None), store, deadline)
@@ -121,7 +121,7 @@ def _called(nodes, store, deadline): # a generator
     if lost := [node for node in nodes if not store.has(node.path)]:
         raise RuntimeError(f'{node.step.name} left out {lost}')
 
-# %% ../../nbs/lib/experiment/call.ipynb #f3a7bac2
+# %% ../../nbs/lib/experiment/call.ipynb #ad7a9251
 def turns(nodes:list, # Nodes of one call: one node, or the items wanted of a step of many
     store, # Where inputs are read and results go
     deadline:float=None # Unix time after which to stop
@@ -131,7 +131,7 @@ def turns(nodes:list, # Nodes of one call: one node, or the items wanted of a st
     except Stopped: return 'stopped'
     return 'done'
 
-# %% ../../nbs/lib/experiment/call.ipynb #d926024a
+# %% ../../nbs/lib/experiment/call.ipynb #da0db726
 def advance(call, # A generator that yields work
     work:Callable=None # What it has yielded last; None: nothing yet
     )->Callable: # What is to be done next
@@ -140,7 +140,7 @@ def advance(call, # A generator that yields work
     except Exception as e: return call.throw(e)
     return next(call) if done else work
 
-# %% ../../nbs/lib/experiment/call.ipynb #bb82236e
+# %% ../../nbs/lib/experiment/call.ipynb #e1d5f2ad
 def run_call(nodes:list, # As `turns` has them
     store,
     device:str=None, # None: as settings say

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'missing', 'outcome', 'Schedule', 'Work', 'cores', 'workers_for', 'is_there', 'ComputeError', 'compute']
 
-# %% ../../nbs/lib/experiment/compute.ipynb #18d2bb9d
+# %% ../../nbs/lib/experiment/compute.ipynb #cbe1335a
 import os, time
 from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Task:
     after:set=field(default_factory=set)
     height:int=0
 
-# %% ../../nbs/lib/experiment/compute.ipynb #e37a8418
+# %% ../../nbs/lib/experiment/compute.ipynb #50ade485
 class _Plan:
     "The tasks for some nodes, gathered one node at a time."
     def __init__(self, store):
@@ -48,7 +48,7 @@ class _Plan:
         task.after |= inputs
         return {node.call}
 
-# %% ../../nbs/lib/experiment/compute.ipynb #70a5d38e
+# %% ../../nbs/lib/experiment/compute.ipynb #60569545
 def missing(nodes, # Nodes wanted
     store # Where results are looked for
     )->dict[str,Task]: # Tasks by call, inputs before what needs them
@@ -61,7 +61,7 @@ def missing(nodes, # Nodes wanted
             before.height = max(before.height, task.height + 1)
     return plan.tasks
 
-# %% ../../nbs/lib/experiment/compute.ipynb #1ae49840
+# %% ../../nbs/lib/experiment/compute.ipynb #50ccbca3
 def outcome(future # Of a call that has ended
     )->tuple[str, Exception|None]: # 'done', 'stopped', 'died' or 'failed', and the error
     "How a call has ended."
@@ -69,7 +69,7 @@ def outcome(future # Of a call that has ended
     except (BrokenExecutor, CancelledError) as error: return 'died', error
     except Exception as error: return 'failed', error
 
-# %% ../../nbs/lib/experiment/compute.ipynb #298371e4
+# %% ../../nbs/lib/experiment/compute.ipynb #49b5ac28
 class Schedule:
     "Which calls wait, which are done, which failed."
     def __init__(self, tasks:dict): # As `missing` gives them
@@ -97,7 +97,7 @@ class Schedule:
             else: how = 'failed'
         if how == 'failed': self.failed[call] = error
 
-# %% ../../nbs/lib/experiment/compute.ipynb #539cf61f
+# %% ../../nbs/lib/experiment/compute.ipynb #da7bf1e6
 def _in_a_circle(waiting):
     return f'these wait for each other, or for their own result: {[task.nodes[0] for task in waiting.values()]}'
 
@@ -142,13 +142,13 @@ class Work:
         name = self.schedule.tasks[call].nodes[0].step.name
         self.bar.step(f'{name} failed' if error else name)
 
-# %% ../../nbs/lib/experiment/compute.ipynb #2ed1f0ff
+# %% ../../nbs/lib/experiment/compute.ipynb #44f30aa1
 def cores()->int:
     "CPU cores that this process may use."
     if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
     return os.cpu_count()
 
-# %% ../../nbs/lib/experiment/compute.ipynb #6bd1261c
+# %% ../../nbs/lib/experiment/compute.ipynb #8092e3c5
 def _memory_left(device): return torch.cuda.mem_get_info(device)[0]
 
 def workers_for(calls:int, # To run
@@ -165,7 +165,7 @@ def workers_for(calls:int, # To run
     if count == 1 or calls < 2: return SideBySide(Fleet(device=device))
     return pool_of(count)
 
-# %% ../../nbs/lib/experiment/compute.ipynb #656493a4
+# %% ../../nbs/lib/experiment/compute.ipynb #c825b67b
 def is_there(node:Node, store)->bool:
     "Whether a node's value can be had without a call that would be stored."
     if node.step.store: return store.has(node.path)
@@ -173,7 +173,7 @@ def is_there(node:Node, store)->bool:
 
 def _value_if_there(node, store): return value_of(node, store) if is_there(node, store) else None
 
-# %% ../../nbs/lib/experiment/compute.ipynb #ef773686
+# %% ../../nbs/lib/experiment/compute.ipynb #c504816c
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -187,7 +187,7 @@ def _raise_if_failed(failed, tasks): # failed: {call: error or None}
     if len(tasks) > len(failed): said += '; all others are stored'
     raise ComputeError(said) from error
 
-# %% ../../nbs/lib/experiment/compute.ipynb #a797715c
+# %% ../../nbs/lib/experiment/compute.ipynb #b1170fb9
 def _run(tasks, store, workers, minutes, quiet):
     "Run `tasks`, with a bar."
     sized = [task.nodes for task in tasks.values() if task.nodes[0].step.size]
@@ -201,14 +201,14 @@ def _run(tasks, store, workers, minutes, quiet):
     store.refresh()
     _raise_if_failed(failed, tasks)
 
-# %% ../../nbs/lib/experiment/compute.ipynb #a80dea2b
+# %% ../../nbs/lib/experiment/compute.ipynb #aac05ebe
 def _check(x, minutes):
     if not isinstance(x, (Node, dict, list, tuple)):
         raise TypeError(f'{x!r:.60} ({type(x).__name__}) is no node: '
                         'of a trajectory, compute a state, such as run.at("end")')
     if minutes is not None and not minutes >= 0: raise ValueError(f'minutes={minutes}: use 0 or more')
 
-# %% ../../nbs/lib/experiment/compute.ipynb #393bad8e
+# %% ../../nbs/lib/experiment/compute.ipynb #ea2ec536
 def compute(x:Any, # A node, or dicts and lists of nodes
     *, store=None, # A `Store` or `Stores`; None: the reader's over the published one
     executor=None, # Any executor, or a `Fleet`; None: one process a core on a CPU, calls in this process on a GPU

@@ -21,7 +21,7 @@ def written(x:Any # Numbers, strings, lists, dicts, dataclasses, steps, nodes
     raise TypeError(f'{x!r} ({type(x).__name__}) cannot be an argument of a step: it has no written form. '
                     'Use numbers, strings, lists, dicts, frozen dataclasses, or the node of another step')
 
-# %% ../../nbs/lib/experiment/node.ipynb #56597cd3
+# %% ../../nbs/lib/experiment/node.ipynb #de9e68da
 @written.register
 def _written_scalar(x:bool|int|str|None): return json.dumps(x)
 
@@ -33,7 +33,7 @@ def _written_float(x:float):
 @written.register
 def _written_numpy(x:np.generic): return written(x.item())
 
-# %% ../../nbs/lib/experiment/node.ipynb #ae98c602
+# %% ../../nbs/lib/experiment/node.ipynb #c7886c2c
 def _object(texts): # {name: written form} -> the written form of a JSON object
     return f"{{{', '.join(f'{json.dumps(name)}: {text}' for name,text in sorted(texts.items()))}}}"
 
@@ -43,13 +43,13 @@ def _written_sequence(x:list|tuple): return f"[{', '.join(written(item) for item
 @written.register
 def _written_dict(x:dict): return _object({str(name): written(value) for name,value in x.items()})
 
-# %% ../../nbs/lib/experiment/node.ipynb #3b4c0fb1
+# %% ../../nbs/lib/experiment/node.ipynb #1c879485
 def _counts(x, f): # whether a field of a dataclass says more than its default does
     return f.metadata.get('identity', True) and (f.default is dataclasses.MISSING or getattr(x, f.name) != f.default)
 
 def _fields(x): return {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if _counts(x, f)}
 
-# %% ../../nbs/lib/experiment/node.ipynb #30b74673
+# %% ../../nbs/lib/experiment/node.ipynb #66361e8c
 def _cannot_change(x):
     try: hash(x)
     except TypeError: return False
@@ -61,7 +61,7 @@ def _written_dataclass(x):
     if _cannot_change(x): object.__setattr__(x, '_written', text)
     return text
 
-# %% ../../nbs/lib/experiment/node.ipynb #7a2f3008
+# %% ../../nbs/lib/experiment/node.ipynb #c1bd00be
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 def key_of(x:Any # Anything `written` takes
@@ -69,13 +69,13 @@ def key_of(x:Any # Anything `written` takes
     "The hash of a value's written form."
     return _hash(written(x))
 
-# %% ../../nbs/lib/experiment/node.ipynb #4619c460
+# %% ../../nbs/lib/experiment/node.ipynb #252db29e
 def canonical(x:Any # Anything `written` takes
     )->Any: # What JSON can hold
     "A value as its written form reads: what identifies it, and nothing else."
     return json.loads(written(x))
 
-# %% ../../nbs/lib/experiment/node.ipynb #e5a75bde
+# %% ../../nbs/lib/experiment/node.ipynb #2e8864ac
 def _signature(fn, many):
     "What a caller may give."
     signature = inspect.signature(fn)
@@ -114,11 +114,11 @@ class Step:
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
         return Step, (self.fn, self.version, self.many, self.store, self.size)
 
-# %% ../../nbs/lib/experiment/node.ipynb #8ca51a11
+# %% ../../nbs/lib/experiment/node.ipynb #af22156c
 @written.register
 def _written_step(x:Step): return f'{{"step": {json.dumps(x.name)}, "version": {x.version}}}'
 
-# %% ../../nbs/lib/experiment/node.ipynb #a96ff65e
+# %% ../../nbs/lib/experiment/node.ipynb #c6472152
 def step(fn:Callable=None, # The function; its name is part of every key, so rename it only with intent
     *, version:int=1, # Raise it when the function's results change: the old ones stay in the store, unread
     many:bool=False, # Yields many items in one run; the function then takes `items` and `shelf`
@@ -138,7 +138,7 @@ def nodes_in(x:Any):
     elif isinstance(x, (list, tuple)):
         for value in x: yield from nodes_in(value)
 
-# %% ../../nbs/lib/experiment/node.ipynb #53baee7c
+# %% ../../nbs/lib/experiment/node.ipynb #8819e6e5
 def map_nodes(f:Callable, # Node -> what stands in its place
     x:Any)->Any:
     "A structure with every node in it replaced."
@@ -147,7 +147,7 @@ def map_nodes(f:Callable, # Node -> what stands in its place
     if isinstance(x, (list, tuple)): return type(x)(map_nodes(f, value) for value in x)
     return x
 
-# %% ../../nbs/lib/experiment/node.ipynb #57f8d529
+# %% ../../nbs/lib/experiment/node.ipynb #341bcd31
 def _call_key(step, args):
     written_args = _object(step.written(args))
     return _hash(f'{{"args": {written_args}, "step": {json.dumps(step.name)}, "version": {step.version}}}')
@@ -161,7 +161,7 @@ def _path(node):
     if isinstance(node.item, str): return f'{whole}/{node.item}'
     return f'{whole}/watch-{node.key[:8]}'
 
-# %% ../../nbs/lib/experiment/node.ipynb #1c066bbc
+# %% ../../nbs/lib/experiment/node.ipynb #7abeaa3e
 @dataclass(frozen=True, eq=False)
 class Node:
     "A value that is not computed yet: a step, its arguments, and for a step of many values the item wanted."
@@ -191,7 +191,7 @@ class Node:
         item = '' if self.item is None else f'[{self.item!r}]'
         return f"{self.step.name}({', '.join(self.args)}){item} {self.key[:8]}"
 
-# %% ../../nbs/lib/experiment/node.ipynb #a4f8b1d5
+# %% ../../nbs/lib/experiment/node.ipynb #4e3dce3d
 @written.register
 def _written_node(x:Node): return f'{{"node": "{x.key}"}}'
 
@@ -205,20 +205,20 @@ def _spelled(x, names): # names: {key of a node: its name in the program}
     if dataclasses.is_dataclass(x): return _spelled_dataclass(x)
     return repr(x)
 
-# %% ../../nbs/lib/experiment/node.ipynb #06bb5339
+# %% ../../nbs/lib/experiment/node.ipynb #af0541f6
 def _spelled_dataclass(x):
     shown = {name: canonical(value) for name,value in _fields(x).items()}
     if 'sha256' in shown: shown['sha256'] = str(x.sha256)[:12]   # enough to tell two files apart
     return f"{type(x).__name__}({', '.join(f'{name}={value!r}' for name,value in shown.items())})"
 
-# %% ../../nbs/lib/experiment/node.ipynb #b8b1ffd0
+# %% ../../nbs/lib/experiment/node.ipynb #7869ae0c
 def _line(node, names):
     asked = node.step.written(node.args)
     args = ', '.join(f'{name}={_spelled(value, names)}' for name,value in node.args.items() if name in asked)
     item = '' if node.item is None else f'[{_spelled(node.item, names)}]'
     return f'{names[node.key]} = {node.step.name}({args}){item}'
 
-# %% ../../nbs/lib/experiment/node.ipynb #3a497f59
+# %% ../../nbs/lib/experiment/node.ipynb #8e4b34fe
 def expression(node:Node # Any node
     )->list[str]: # Lines `name = step(arguments)`, the last one the node itself
     "The program that gives a node's value."

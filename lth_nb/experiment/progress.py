@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Lines', 'Progress']
 
-# %% ../../nbs/lib/experiment/progress.ipynb #1dcf67c3
+# %% ../../nbs/lib/experiment/progress.ipynb #ac1d6df9
 import math, os, sys, time
 from typing import Callable
 
-# %% ../../nbs/lib/experiment/progress.ipynb #bebb2442
+# %% ../../nbs/lib/experiment/progress.ipynb #b449356d
 def _words(rate, left, comment): # '250 steps/s, about 30 s left, trajectory'
     words = []
     if rate: words.append(f'{rate:,.0f} steps/s')
@@ -17,7 +17,7 @@ def _words(rate, left, comment): # '250 steps/s, about 30 s left, trajectory'
     if comment: words.append(comment)
     return ', '.join(words)
 
-# %% ../../nbs/lib/experiment/progress.ipynb #9b8add40
+# %% ../../nbs/lib/experiment/progress.ipynb #876db411
 class Lines:
     "A line now and then, where there is no bar."
     comment = ''
