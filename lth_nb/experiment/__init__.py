@@ -8,7 +8,7 @@ __all__ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_cal
            'written', 'Progress', 'FORMAT', 'Files', 'Store', 'StoreError', 'Stores', 'default_store', 'pack', 'unpack',
            'table', 'Fleet', 'close_pools', 'tick']
 
-# %% ../../nbs/lib/experiment/index.ipynb #1f5bb41b
+# %% ../../nbs/lib/experiment/index.ipynb #2c1d29f8
 from .call import (Checkpoint, Shelf, Stopped, processor, provenance, run_call, turns, value_of)
 from .compute import ComputeError, Task, compute, missing
 from .node import Node, Step, canonical, expression, key_of, map_nodes, nodes_in, step, written
@@ -18,13 +18,13 @@ from .table import table
 from .workers import Fleet, close_pools
 from ..running import tick
 
-# %% ../../nbs/lib/experiment/index.ipynb #abf1dc2b
+# %% ../../nbs/lib/experiment/index.ipynb #bc6ae53f
 _all_ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_call', 'turns', 'value_of', 'ComputeError',
          'Task', 'compute', 'missing', 'Node', 'Step', 'canonical', 'expression', 'key_of', 'map_nodes', 'nodes_in',
          'step', 'written', 'Progress', 'FORMAT', 'Files', 'Store', 'StoreError', 'Stores', 'default_store', 'pack',
          'unpack', 'table', 'Fleet', 'close_pools', 'tick']
 
-# %% ../../nbs/lib/experiment/index.ipynb #a60af869
+# %% ../../nbs/lib/experiment/index.ipynb #3cd0c6bd
 _nodes = nodes_in
 _MOVED = {'digest': ('lth_nb.experiment.node', 'key_of')}
 _MOVED |= {name: ('lth_nb.experiment.claims_old', name) for name in (

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['processor', 'provenance', 'value_of', 'Checkpoint', 'Stopped', 'Shelf', 'about', 'turns', 'advance', 'run_call']
 
-# %% ../../nbs/lib/experiment/call.ipynb #2956c147
+# %% ../../nbs/lib/experiment/call.ipynb #33f82c97
 import dataclasses, inspect, platform, time
-from functools import partial
 from typing import Any, Callable
 import torch
 from torch.backends.cpu import get_cpu_capability
@@ -15,7 +14,7 @@ from .node import expression, map_nodes
 from .store import Store, StoreError, Stores
 from ..running import device, running_on
 
-# %% ../../nbs/lib/experiment/call.ipynb #8eccf20c
+# %% ../../nbs/lib/experiment/call.ipynb #bd8b825d
 def processor()->str: # 'AMD EPYC, AVX512'
     "The CPU and the instructions that PyTorch uses of it: where both are the same, so are the bits."
     try: name = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
@@ -41,7 +40,7 @@ def value_of(x:Any, # Dicts and lists with nodes in them
         return node.step.fn(**value_of(node.args, store))
     return map_nodes(value, x)
 
-# %% ../../nbs/lib/experiment/call.ipynb #c202bce2
+# %% ../../nbs/lib/experiment/call.ipynb #ac0a2f03
 class Checkpoint:
     "What a call needs to go on after it was stopped or killed."
     def __init__(self, node, store, every:float=60. # Seconds from one to the next
@@ -107,7 +106,7 @@ def about(node, seconds:float)->dict:
     return dict(step=node.step.name, version=node.step.version, key=node.key, labels=node.labels,
                 expression=expression(node), made=provenance(seconds))
 
-# %% ../../nbs/lib/experiment/call.ipynb #cf1c852f
+# %% ../../nbs/lib/experiment/call.ipynb #b7129f3c
 def _called(nodes, store, deadline): # a generator
     node = nodes[0]
     shelf = Shelf(dataclasses.replace(node, item=None), store, deadline)
@@ -128,7 +127,7 @@ def turns(nodes:list, # Nodes of one call: one node, or the items wanted of a st
     except Stopped: return 'stopped'
     return 'done'
 
-# %% ../../nbs/lib/experiment/call.ipynb #91f1ed82
+# %% ../../nbs/lib/experiment/call.ipynb #bcf3d647
 def advance(call, # A generator that yields work
     work:Callable=None # What it has yielded last; None: nothing yet
     )->Callable: # What is to be done next

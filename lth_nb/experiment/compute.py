@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Task', 'missing', 'Schedule', 'Work', 'cores', 'workers_for', 'is_there', 'ComputeError', 'compute']
 
-# %% ../../nbs/lib/experiment/compute.ipynb #c3201292
-import math, os, time
+# %% ../../nbs/lib/experiment/compute.ipynb #499b1913
+import os, time
 from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 import torch
 from .call import value_of
 from .node import Node, map_nodes, nodes_in
@@ -47,7 +47,7 @@ class _Plan:
         task.after |= inputs
         return {node.call}
 
-# %% ../../nbs/lib/experiment/compute.ipynb #cd4099c3
+# %% ../../nbs/lib/experiment/compute.ipynb #413d4c73
 def missing(nodes, # Nodes wanted
     store # Where results are looked for
     )->dict[str,Task]: # Tasks by call, inputs before what needs them
@@ -60,7 +60,7 @@ def missing(nodes, # Nodes wanted
             before.height = max(before.height, task.height + 1)
     return plan.tasks
 
-# %% ../../nbs/lib/experiment/compute.ipynb #e6ea6e12
+# %% ../../nbs/lib/experiment/compute.ipynb #828974a9
 class Schedule:
     "Which calls wait, which are done, which failed."
     def __init__(self, tasks:dict): # As `missing` gives them
@@ -134,7 +134,7 @@ class Work:
 def _in_a_circle(waiting):
     return f'these wait for each other, or for their own result: {[task.nodes[0] for task in waiting.values()]}'
 
-# %% ../../nbs/lib/experiment/compute.ipynb #2e011255
+# %% ../../nbs/lib/experiment/compute.ipynb #a6e3f555
 def cores()->int:
     "CPU cores that this process may use."
     if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
@@ -156,7 +156,7 @@ def workers_for(calls:int, # To run
     if count == 1 or calls < 2: return SideBySide(Fleet(device=device))
     return pool_of(count)
 
-# %% ../../nbs/lib/experiment/compute.ipynb #829281fc
+# %% ../../nbs/lib/experiment/compute.ipynb #bfb979c2
 def is_there(node:Node, store)->bool:
     "Whether a node's value can be had without a call that would be stored."
     if node.step.store: return store.has(node.path)
@@ -164,7 +164,7 @@ def is_there(node:Node, store)->bool:
 
 def _value_if_there(node, store): return value_of(node, store) if is_there(node, store) else None
 
-# %% ../../nbs/lib/experiment/compute.ipynb #45cc6b92
+# %% ../../nbs/lib/experiment/compute.ipynb #57996c2a
 class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
@@ -178,7 +178,7 @@ def _raise_if_failed(failed, tasks): # failed: {call: error or None}
     if len(tasks) > len(failed): said += '; all others are stored'
     raise ComputeError(said) from error
 
-# %% ../../nbs/lib/experiment/compute.ipynb #68f08406
+# %% ../../nbs/lib/experiment/compute.ipynb #51e5fec3
 def _run(tasks, store, workers, minutes, quiet):
     "Run `tasks`, with a bar."
     sized = [task.nodes for task in tasks.values() if task.nodes[0].step.size]
@@ -198,7 +198,7 @@ def _check(x, minutes):
                         'of a trajectory, compute a state, such as run.at("end")')
     if minutes is not None and not minutes >= 0: raise ValueError(f'minutes={minutes}: use 0 or more')
 
-# %% ../../nbs/lib/experiment/compute.ipynb #c0c52db4
+# %% ../../nbs/lib/experiment/compute.ipynb #9eb80c79
 def compute(x:Any, # A node, or dicts and lists of nodes
     *, store=None, # A `Store` or `Stores`; None: the reader's over the published one
     executor=None, # Any executor, or a `Fleet`; None: one process a core on a CPU, calls in this process on a GPU
