@@ -16,7 +16,7 @@ from collections import Counter
 
 from . import __version__, experiment
 from .experiment import ComputeError, StoreError, compute, default_store, nodes_in, table
-from .experiment.published import Published, add_results, all_finite, all_flaws, record_of
+from .experiment import Published, add_results, all_finite, all_flaws, record_of
 from .figures import kit
 from .settings import SCALES, settings
 
@@ -30,7 +30,7 @@ def figures(chapter:str=None # One chapter, or None for all
     for name in [chapter] if chapter else CHAPTERS: importlib.import_module(_module_of(name))
     return [f for f in _registered().values() if not chapter or f.id.startswith(chapter + '/')]
 
-# %% ../nbs/lib/cli.ipynb #d40146c3
+# %% ../nbs/lib/cli.ipynb #48b8c6b0
 # Until all chapters' figures are made with `lth_nb.figures.kit`
 def _module_of(chapter):
     try: found = importlib.util.find_spec(f'lth_nb.figures.{chapter}')
@@ -43,14 +43,14 @@ def verdicts(chapter, scale):
     made_with = kit if any(name.startswith(f'{chapter}/') for name in kit.FIGURES) else experiment
     return made_with.verdicts(chapter, scale)
 
-# %% ../nbs/lib/cli.ipynb #dad958fa
+# %% ../nbs/lib/cli.ipynb #eb7a553f
 def needs_in(plan)->list:
     "What stands in a plan where something is missing that no computation brings."
     if isinstance(plan, (kit.Needs, experiment.Needs)): return [plan]
     if not isinstance(plan, dict): return []
     return [need for part in plan.values() for need in needs_in(part)]
 
-# %% ../nbs/lib/cli.ipynb #cc28d646
+# %% ../nbs/lib/cli.ipynb #5c33e1b4
 def plans_of(chapter:str, scale:str, figure:str=None # Such as figure-2; None: all
     )->list:
     "The plans of a chapter's figures. Raises `ValueError` for a figure that is not there."
@@ -81,7 +81,7 @@ def run(chapter, scale=None, minutes=None, device=None, figure=None, workers=Non
     print(f'{len(wanted) - left} of {len(wanted)} results after {time.monotonic() - start:.0f} s{more}')
     return left
 
-# %% ../nbs/lib/cli.ipynb #8402cedc
+# %% ../nbs/lib/cli.ipynb #18921c16
 def progress_of(plan, store)->str:
     "Results there / wanted, with a + if the plan needs more than computing brings."
     wanted = unique_nodes(plan)
@@ -117,7 +117,7 @@ def publish(chapter, scale, to)->int:
         del records[path]
     return add_results(folder, records)
 
-# %% ../nbs/lib/cli.ipynb #15bcf5d5
+# %% ../nbs/lib/cli.ipynb #8ae58a7f
 def results(step=None, out=None)->None:
     "Write the table of results as CSV to the terminal, or into FILE.csv or FILE.parquet."
     t = table(step=step)
@@ -130,7 +130,7 @@ def results(step=None, out=None)->None:
     else: raise ValueError(f'--out {out}: use a name that ends in .csv or .parquet')
     if out: print(f'{len(t)} rows in {out}')
 
-# %% ../nbs/lib/cli.ipynb #8f4a7657
+# %% ../nbs/lib/cli.ipynb #286f59c5
 def published_in(folder=None # None: as settings say
     )->Published:
     "The published results. Raises `ValueError` if there are none."
@@ -148,13 +148,13 @@ def verify(folder=None)->list:
     print(f'{len(published.paths())} results in {published.url}: each at its address, every number finite')
     return []
 
-# %% ../nbs/lib/cli.ipynb #c6e1cd50
+# %% ../nbs/lib/cli.ipynb #4c10b542
 def unused(folder=None)->list[str]:
     "Paths of published results that no figure asks for, at any scale."
     wanted = {n.path for f in figures() for scale in SCALES for n in nodes_in(f.nodes(scale))}
     return [path for path in published_in(folder).paths() if path not in wanted]
 
-# %% ../nbs/lib/cli.ipynb #4b251af8
+# %% ../nbs/lib/cli.ipynb #be685c6b
 def covered(chapter:str, scale:str, store)->str:
     "Figures with all their results, of all figures, and what the claims came to: yes, no, open."
     plans = [plan for plan in plans_of(chapter, scale) if unique_nodes(plan)]
@@ -212,7 +212,7 @@ def _about_published(results):
         p = more.add_parser(name, help=text)
         p.add_argument('--in', dest='folder', help='a folder of published results; without it the one of the settings')
 
-# %% ../nbs/lib/cli.ipynb #db32a15b
+# %% ../nbs/lib/cli.ipynb #1b320869
 def _do(a)->int:
     "What the arguments ask for; 1 if `verify` finds something."
     if a.do == 'run': run(a.chapter, a.scale, a.minutes, a.device, a.figure, a.workers)

@@ -4,9 +4,8 @@ import math
 import numpy as np, pytest
 from conftest import ROOT
 from lth_nb import linear_mode_connectivity as lmc
-from lth_nb.experiment import FIGURES, Needs, Store, Verdict, compute, missing
+from lth_nb.experiment import FIGURES, Needs, Published, Store, Verdict, compute, missing
 from lth_nb.experiment import _nodes as nodes
-from lth_nb.experiment.published import Published
 
 CHAPTER = [f for f in FIGURES.values() if f.id.startswith('linear_mode_connectivity/')]
 

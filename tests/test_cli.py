@@ -4,8 +4,7 @@ import io, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from lth_nb import cli
-from lth_nb.experiment import FIGURES, Store, table
-from lth_nb.experiment.published import Published, all_flaws
+from lth_nb.experiment import Published, Store, all_flaws, table
 
 CHAPTER = 'linear_mode_connectivity'
 RUN = ['run', CHAPTER, '--scale', 'smoke', '--figure', 'figure-3']
@@ -80,7 +79,7 @@ def test_status(results, undisturbed, monkeypatch, capsys):
         head,*lines = [l.split() for l in capsys.readouterr().out.splitlines() if l and not l.startswith('+:')]
         return head,{l[0]: [c.rstrip('+') for c in l[1:]] for l in lines}
     head,before = rows(CHAPTER, '--scale', 'smoke')
-    assert head == ['smoke'] and before[f'{CHAPTER}/figure-3'] == ['0/8'] and set(before) == {f for f in FIGURES if f.startswith(CHAPTER)}
+    assert head == ['smoke'] and before[f'{CHAPTER}/figure-3'] == ['0/8'] and set(before) == {f.id for f in cli.figures(CHAPTER)}
     monkeypatch.setenv('LTH_NB_PUBLISHED', str(undisturbed))
     after = rows(CHAPTER, '--scale', 'smoke')[1]
     assert after[f'{CHAPTER}/figure-3'] == ['8/8'] and not results.exists()

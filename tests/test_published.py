@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest, torch
 from conftest import ROOT
 from lth_nb import cli
-from lth_nb.experiment import Store, StoreError, Stores, compute, default_store, expression, step
-from lth_nb.experiment.published import (Published, add_results, all_flaws, flaws, left_out, read_expression, record_of,
-                                         result_line)
+from lth_nb.experiment import (Published, Store, StoreError, Stores, add_results, all_flaws, compute, default_store,
+                               expression, flaws, record_of, step)
+from lth_nb.experiment.published import left_out, read_expression, result_line
 
 
 @dataclass(frozen=True)

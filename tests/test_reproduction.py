@@ -4,8 +4,7 @@ import subprocess, sys
 import pytest, torch
 from conftest import ROOT
 from lth_nb.cli import CHAPTERS, figures
-from lth_nb.experiment import Store, missing, nodes_in, processor
-from lth_nb.experiment.published import Published
+from lth_nb.experiment import Published, Store, missing, nodes_in, processor
 
 published = Published(ROOT/'nbs/results')
 ALIKE = {'2.14', '2.15'}   # of the 2,121 results of scale quick all but a cost in seconds have the same bits with either, on one processor

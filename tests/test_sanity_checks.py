@@ -5,9 +5,8 @@ import numpy as np, pytest
 from conftest import ROOT
 from lth_nb import networks as nets, sanity_checks as sc
 from lth_nb.data import mnist1d
-from lth_nb.experiment import FIGURES, Needs, Store, compute, missing
+from lth_nb.experiment import FIGURES, Needs, Published, Store, compute, missing
 from lth_nb.experiment import _nodes as nodes
-from lth_nb.experiment.published import Published
 from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
 from lth_nb.measures import Rules

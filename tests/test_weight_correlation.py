@@ -5,9 +5,8 @@ import numpy as np, pytest, torch
 from conftest import ROOT
 from lth_nb import weight_correlation as wc
 from lth_nb.data import mnist1d
-from lth_nb.experiment import FIGURES, Needs, Store, Verdict, compute, missing
+from lth_nb.experiment import FIGURES, Needs, Published, Store, Verdict, compute, missing
 from lth_nb.experiment import _nodes as nodes
-from lth_nb.experiment.published import Published
 from lth_nb.networks import mnist1d_conv as conv
 from lth_nb.measures import R_p, correlation, indicator, layers_of, null, overlap, pairwise, ranks, shared, z_score
 from lth_nb.pruning import dense_mask, lowest, magnitude_mask, prunable_weights

@@ -7,7 +7,7 @@ __all__ = ['result_line', 'Line', 'damaged', 'lines_of', 'parsed', 'Published', 
            'address_of', 'Known', 'argument', 'key_in', 'named_in', 'read_line', 'read_expression', 'flaws',
            'all_flaws', 'all_finite', 'record_of', 'add_results']
 
-# %% ../../nbs/lib/experiment/published.ipynb #894e12f4
+# %% ../../nbs/lib/experiment/published.ipynb #080af2e0
 import ast
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .node import Node, Step, expression, key_of
 from .store import FORMAT, Files, Store, StoreError
 
-# %% ../../nbs/lib/experiment/published.ipynb #18991875
+# %% ../../nbs/lib/experiment/published.ipynb #cf40caee
 def result_line(path:str, # Where a store keeps the result
     record:dict # What a store says of it, the value included
     )->str: # JSON on one line
@@ -31,7 +31,7 @@ def result_line(path:str, # Where a store keeps the result
     try: return json.dumps({'path': path, **about}, separators=(',', ':'), allow_nan=False)
     except ValueError: raise StoreError(f'{path} holds a number that is not finite: it cannot be published') from None
 
-# %% ../../nbs/lib/experiment/published.ipynb #d91de103
+# %% ../../nbs/lib/experiment/published.ipynb #a22526f7
 class Line(NamedTuple):
     "One line of a file of results."
     number:int # From 1, as editors count
@@ -43,7 +43,7 @@ def damaged(file, number, what)->StoreError:
     return StoreError(f'{file}, line {number}: {what}. Restore the file, for instance with git checkout, '
                       'or set LTH_NB_PUBLISHED=none to go without published results')
 
-# %% ../../nbs/lib/experiment/published.ipynb #86a7f7db
+# %% ../../nbs/lib/experiment/published.ipynb #d0d47a24
 def lines_of(data:bytes, # What a file holds
     file:str # Its name, STEP.jsonl
     )->dict[str,Line]: # By path, in the order of the file
@@ -61,7 +61,7 @@ def lines_of(data:bytes, # What a file holds
         found[path] = Line(number, text)
     return found
 
-# %% ../../nbs/lib/experiment/published.ipynb #0e8859a9
+# %% ../../nbs/lib/experiment/published.ipynb #2bdcf192
 @lru_cache(maxsize=256)
 def _lines_once(fs, file, state): # state: another one when the file has changed
     return lines_of(fs.cat_file(file), file)
@@ -75,7 +75,7 @@ def parsed(line:Line, file:str)->dict:
         raise damaged(file, line.number, what)
     return {name: record[name] for name in record if name != 'path'}
 
-# %% ../../nbs/lib/experiment/published.ipynb #cc4cec68
+# %% ../../nbs/lib/experiment/published.ipynb #c17f3862
 class Published:
     "Published results: a folder of files STEP.jsonl, one line a result. `add_results` writes there."
     def __init__(self, root:str|Path # A folder, or a URL such as s3://bucket/results
@@ -113,14 +113,14 @@ class Published:
         return parsed(self.lines(step)[path], self.by_step()[step][0])
     def read(self, path:str)->Any: return self.record(path)['value']
 
-# %% ../../nbs/lib/experiment/published.ipynb #9320a187
+# %% ../../nbs/lib/experiment/published.ipynb #99d47766
 def published_at(root:str # Folder or URL
     )->Published|Store:
     "The published results that lie there, in either form."
     published = Published(root)
     return published if published.by_step() else Store(root)
 
-# %% ../../nbs/lib/experiment/published.ipynb #a47da88d
+# %% ../../nbs/lib/experiment/published.ipynb #7b7a3dd7
 def left_out(node:Node # Any node
     )->dict: # `versions`, of each step by name, and `sha256`, of each data set
     "What a node's address depends on and its expression does not print."
@@ -142,7 +142,7 @@ def left_out(node:Node # Any node
             todo += values.values()
     return dict(versions=dict(sorted(versions.items())), sha256=sorted(hashes))
 
-# %% ../../nbs/lib/experiment/published.ipynb #9ffc92a8
+# %% ../../nbs/lib/experiment/published.ipynb #3ba62682
 class Address(NamedTuple):
     "What identifies a result, and where a store keeps it."
     step:str
@@ -161,7 +161,7 @@ def address_of(step:str, version:int,
     name = item if isinstance(item, str) else f'watch-{key[:8]}'
     return Address(step, version, key, f'{step}/{call}/{name}')
 
-# %% ../../nbs/lib/experiment/published.ipynb #ebb64ed6
+# %% ../../nbs/lib/experiment/published.ipynb #9bfceea9
 @dataclasses.dataclass
 class Known:
     "What is known when a line of an expression is read."
@@ -183,7 +183,7 @@ class Known:
         if len(fitting) != 1: raise ValueError(f'{len(fitting)} of the hashes given begin with {start}')
         return fitting[0]
 
-# %% ../../nbs/lib/experiment/published.ipynb #61b9619b
+# %% ../../nbs/lib/experiment/published.ipynb #008128d7
 def argument(tree:ast.expr, known:Known)->Any:
     "The written form of an argument. Raises `ValueError` for what no step takes."
     inside = partial(argument, known=known)
@@ -209,7 +209,7 @@ def named_in(call:ast.Call, known:Known, complete:bool=False # Whether the hash 
     if complete and 'sha256' in values: values['sha256'] = known.complete(values['sha256'])
     return values
 
-# %% ../../nbs/lib/experiment/published.ipynb #ecc2ef62
+# %% ../../nbs/lib/experiment/published.ipynb #f6dc5731
 _parse = lru_cache(maxsize=8192)(ast.parse) # results share most of their lines
 
 def read_line(text:str, known:Known)->Address:
@@ -232,7 +232,7 @@ def read_expression(lines:list[str], # As `expression` prints them
     try: return [read_line(text, known) for text in lines][-1]
     except (SyntaxError, IndexError) as error: raise ValueError(f'the expression cannot be read ({error})') from None
 
-# %% ../../nbs/lib/experiment/published.ipynb #49837d07
+# %% ../../nbs/lib/experiment/published.ipynb #8435ef98
 def flaws(path:str, record:dict)->list[str]: # Sentences; none if all is well
     "What is wrong with a published result: its address, or a number that is not finite."
     found = [] if all_finite(record) else [f'{path} holds a number that is not finite']
@@ -257,13 +257,13 @@ def all_finite(x:Any)->bool:
     if isinstance(x, list): return all(all_finite(v) for v in x)
     return not isinstance(x, float) or math.isfinite(x)
 
-# %% ../../nbs/lib/experiment/published.ipynb #01d8c708
+# %% ../../nbs/lib/experiment/published.ipynb #a5fa37b3
 def record_of(node:Node, store # Where its result is
     )->dict:
     "What is published of a node's result."
     return {**store.record(node.path), 'labels': node.labels, 'expression': expression(node), **left_out(node)}
 
-# %% ../../nbs/lib/experiment/published.ipynb #d78ff9fd
+# %% ../../nbs/lib/experiment/published.ipynb #ac57a143
 def add_results(to:Published, # Its folder is made if it is not there
     records:dict # {path: record}, as from `record_of`
     )->int: # How many are new
