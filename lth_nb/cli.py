@@ -40,8 +40,7 @@ def _module_of(chapter):
 def _registered(): return {**experiment.FIGURES, **kit.FIGURES}
 
 def verdicts(chapter, scale):
-    made_with = kit if any(name.startswith(f'{chapter}/') for name in kit.FIGURES) else experiment
-    return made_with.verdicts(chapter, scale)
+    return kit.verdicts(chapter, scale) + experiment.verdicts(chapter, scale)
 
 # %% ../nbs/lib/cli.ipynb #eb7a553f
 def needs_in(plan)->list:
