@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['build']
 
-# %% ../../nbs/lib/site/pages.ipynb #b15c2645
+# %% ../../nbs/lib/site/pages.ipynb #d448c1c3
 import contextlib
 import json
 import re
@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from .kernel import project
-from .links import dead_links, page_names, relative_links
+from .links import dead_links, methods_to_classes, page_names, relative_links
 from .markdown import labels, quarto_markdown
 
 # %% ../../nbs/lib/site/pages.ipynb #613fd823
@@ -33,7 +33,7 @@ def _in_order(cells):
         cells[start:i] = sorted(cells[start:i], key=_line)
         start = i + 1
 
-# %% ../../nbs/lib/site/pages.ipynb #5e3e213c
+# %% ../../nbs/lib/site/pages.ipynb #d9bbb5c4
 def _without_options(source): return re.sub(r'\A(#\|.*\n?)+', '', source)
 
 def _plain_markdown(cells, page, names, bibliography):
@@ -48,7 +48,7 @@ def _plain_markdown(cells, page, names, bibliography):
     for output, text in zip(outputs, texts[len(text_cells):]): output['text/markdown'] = text
     return references
 
-# %% ../../nbs/lib/site/pages.ipynb #f4c9f792
+# %% ../../nbs/lib/site/pages.ipynb #c0012121
 def _number_caption(cell, known):
     "'Figure 1: ' before the caption of a cell with a label."
     label = re.search(r'^#\|[ \t]*label:[ \t]*(\S+)', cell['source'], re.M)
@@ -75,7 +75,7 @@ def _tidy_page(processed, name, names, bibliography):
     file.unlink()
     (processed/names[name]).write_text(json.dumps(book))
 
-# %% ../../nbs/lib/site/pages.ipynb #fdada33b
+# %% ../../nbs/lib/site/pages.ipynb #b3225519
 _FETCH = re.compile(r'@import[ \t]*(?:url\()?[\'"]?(?:https?:)?//[^)\'"]*[\'"]?\)?[ \t]*;')
 
 def _plain_site(processed):
@@ -93,7 +93,7 @@ def _plain_site(processed):
     for file in site.rglob('*.css'): file.write_text(_FETCH.sub('', file.read_text()))
     return site
 
-# %% ../../nbs/lib/site/pages.ipynb #9e5cb227
+# %% ../../nbs/lib/site/pages.ipynb #f71598be
 @contextlib.contextmanager
 def _within(root):
     "In the project's folder, with its package first on the path and without warnings."
@@ -129,6 +129,7 @@ def build(
     if quarto is None: quarto = bool(shutil.which('quarto'))
     with _within(root):
         made = (_with_quarto() if quarto else _without_quarto()).resolve()
+        methods_to_classes(made)
         dead = dead_links(made)
         if dead: raise RuntimeError(f'{len(dead)} dead links in {made}: ' + '; '.join(dead[:20]))
         if made != out:
