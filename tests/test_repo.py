@@ -48,7 +48,9 @@ def test_library_is_in_step(copy):
 
 def test_every_module_has_its_notebook():
     for file in SOURCES:
-        named = re.search(r'File to edit: (\S+\.ipynb)', (LIBRARY/file).read_text())
+        text = (LIBRARY/file).read_text()
+        if not text: continue # the face of a room that offers nothing
+        named = re.search(r'File to edit: (\S+\.ipynb)', text)
         assert named, f'{file} names no notebook'
         assert (LIBRARY/file).parent.joinpath(named[1]).is_file(), f'{file} is of {named[1]}, which is gone: remove it'
 
@@ -73,7 +75,7 @@ def test_an_installation_has_every_package():
     assert {_name(f).rpartition('.')[0] for f in SOURCES if not f.endswith('__init__.py')} <= packages, 'a folder has no face'
 
 
-@pytest.mark.parametrize('module', map(_name, SOURCES))
+@pytest.mark.parametrize('module', [_name(f) for f in SOURCES])
 def test_imports_need_no_notebook_tools(module):
     "A bare machine with torch can run the library."
     _run(f"""
