@@ -25,7 +25,7 @@ def _mlp(width, classes, residual, inputs):
     return nn.Sequential(nn.Flatten(), nn.Linear(inputs, first), nn.ReLU(),
                          nn.Linear(first, second), nn.ReLU(), nn.Linear(second, classes))
 
-# %% ../nbs/lib/networks.ipynb #f904b1a2
+# %% ../nbs/lib/networks.ipynb #701bf47d
 def _conv(inputs, outputs, size=3, stride=1, groups=1, dims=2):
     conv = nn.Conv1d if dims == 1 else nn.Conv2d
     norm = nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d
@@ -47,7 +47,7 @@ class Block(nn.Module):
         if self.residual: z = z + (x if self.short is None else self.short(x))
         return F.relu(z)
 
-# %% ../nbs/lib/networks.ipynb #89d2903c
+# %% ../nbs/lib/networks.ipynb #469b937d
 class Mean(nn.Module):
     "The mean over all places: [b, c, ...] -> [b, c]."
     def forward(self, x): return x.flatten(2).mean(2) if x.dim() == 3 else x.mean((2, 3))
@@ -67,7 +67,8 @@ def _blocks(block, inputs, widths, n, residual):
 def _resnet(width, classes, residual, blocks, stages=3):
     widths = _doubled(width, stages)
     stem = [*_conv(3, widths[0]), nn.ReLU()]
-    return nn.Sequential(*stem, *_blocks(Block, widths[0], widths, blocks, residual), Mean(), nn.Linear(widths[-1], classes))
+    head = Mean(), nn.Linear(widths[-1], classes)
+    return nn.Sequential(*stem, *_blocks(Block, widths[0], widths, blocks, residual), *head)
 
 # %% ../nbs/lib/networks.ipynb #0e435876
 class PreBlock(nn.Module):
@@ -88,7 +89,7 @@ class PreBlock(nn.Module):
         if not self.residual: return z
         return z + (x if self.short is None else self.short(active))
 
-# %% ../nbs/lib/networks.ipynb #e5dd8cd9
+# %% ../nbs/lib/networks.ipynb #39f199f7
 def _wide_resnet(width, classes, residual, blocks):
     widths = _doubled(width, 3)
     stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
@@ -96,7 +97,8 @@ def _wide_resnet(width, classes, residual, blocks):
     return nn.Sequential(stem, *_blocks(PreBlock, 16, widths, blocks, residual), *head)
 
 # %% ../nbs/lib/networks.ipynb #a3a312f8
-_vgg_layers = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}   # By depth and stage
+# Convolutions of each stage, by depth
+_vgg_layers = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 def _vgg(width, classes, residual, depth):
     layers = []
@@ -110,7 +112,8 @@ def _vgg(width, classes, residual, depth):
     return nn.Sequential(*layers, Mean(), nn.Linear(inputs, classes))
 
 # %% ../nbs/lib/networks.ipynb #fc17cbcb
-_mobilenet_v1_plan = (2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (32, 2), (32, 1)   # Factor, stride
+# Factor of the width, stride
+_mobilenet_v1_plan = (2, 1), (4, 2), (4, 1), (8, 2), (8, 1), (16, 2), *[(16, 1)] * 5, (32, 2), (32, 1)
 
 def _mobilenet_v1(width, classes, residual):
     inputs = _whole(width)
@@ -122,7 +125,7 @@ def _mobilenet_v1(width, classes, residual):
         inputs = outputs
     return nn.Sequential(*layers, Mean(), nn.Linear(inputs, classes))
 
-# %% ../nbs/lib/networks.ipynb #a7898fe4
+# %% ../nbs/lib/networks.ipynb #9fde15b9
 class Inverted(nn.Module):
     "Expand by `factor`, depthwise convolution, project; the sum with the input where shapes agree."
     def __init__(self, inputs, outputs, factor, stride, residual=True):
@@ -134,9 +137,10 @@ class Inverted(nn.Module):
         self.add = residual and stride == 1 and inputs == outputs
     def forward(self, x): return x + self.path(x) if self.add else self.path(x)
 
-# %% ../nbs/lib/networks.ipynb #c2be370e
+# %% ../nbs/lib/networks.ipynb #4b62d01a
+# Expansion, filters at width 32, blocks, stride of the first
 _mobilenet_v2_plan = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
-                      (6, 320, 1, 1))   # Expansion, filters at width 32, blocks, stride of the first
+                      (6, 320, 1, 1))
 
 def _mobilenet_v2(width, classes, residual):
     def scaled(filters): return _whole(width * filters / 32)
@@ -179,7 +183,7 @@ class Family:
     residual: bool=False    # Whether it has residual connections that can be left out
     own: bool=False         # Made by `register`
 
-# %% ../nbs/lib/networks.ipynb #563b89d5
+# %% ../nbs/lib/networks.ipynb #81abc5a0
 _mnist = 1, 28, 28
 _curve = 1, 40
 _cifar = 3, 32, 32
@@ -206,7 +210,7 @@ def _weight(name): return f'{name}.weight' if name else 'weight'
 
 def prunable(module:nn.Module # Any network
             )->list:          # Parameter names
-    "Weights that may be pruned: those of every convolution and linear layer, first, shortcut and last included; no bias, no batch norm."
+    "Weights of every convolution and linear layer, first, shortcut and last included; no bias, no batch norm."
     return [_weight(name) for name, layer in module.named_modules() if isinstance(layer, _layers)]
 
 # %% ../nbs/lib/networks.ipynb #a566551e
@@ -222,7 +226,7 @@ _linear = INITS | dict(kaiming_normal_fan_out=_pytorch, kaiming_normal_fan_out_s
 
 BN_INITS = 'ones', 'uniform'
 
-# %% ../nbs/lib/networks.ipynb #dcc4e9e7
+# %% ../nbs/lib/networks.ipynb #d5804aad
 def init_std(module:nn.Module,      # Any network
              init='kaiming_normal'  # An initialisation by name
             )->dict:                # Parameter name -> standard deviation
@@ -234,7 +238,7 @@ def init_std(module:nn.Module,      # Any network
         return of_fans(*nn.init._calculate_fan_in_and_fan_out(weight))
     return {name: std(parameters[name]) for name in prunable(module)}
 
-# %% ../nbs/lib/networks.ipynb #a2098e7f
+# %% ../nbs/lib/networks.ipynb #46ce16a6
 def _draw(layer, std, init, generator):
     "The weights of a convolution or a linear layer."
     torchs_own = init == 'pytorch' or isinstance(layer, nn.Linear) and _linear[init] is _pytorch
@@ -265,7 +269,7 @@ def initialise(module:nn.Module,      # Changed in place
 # %% ../nbs/lib/networks.ipynb #3dcdb74a
 @dataclass(frozen=True)
 class Network:
-    "A network by name. `create(seed)` gives it with weights. `ValueError` for a name, width or initialisation that is not known."
+    "A network by name; `create(seed)` gives it with weights. `ValueError` for a value that cannot be."
     name: str
     classes: int=10
     width: float|None=None       # Filters of the first stage (units of the first layer); None: the paper's
@@ -297,7 +301,7 @@ class Network:
         "The module with weights drawn from `seed`."
         return initialise(self.build(), seed, self.init, self.bn_init)
 
-# %% ../nbs/lib/networks.ipynb #cd990011
+# %% ../nbs/lib/networks.ipynb #b65040ea
 def _check(network):
     name = network.name
     family = families.get(name)
@@ -333,7 +337,7 @@ resnet56 = Network('resnet56')
 resnet18 = Network('resnet18')
 wrn_16_8 = Network('wrn_16_8')
 
-# %% ../nbs/lib/networks.ipynb #c0ae9fac
+# %% ../nbs/lib/networks.ipynb #054bce5e
 vgg11 = Network('vgg11')
 vgg13 = Network('vgg13')
 vgg16 = Network('vgg16')
@@ -360,17 +364,19 @@ def counts(network:Network,
 @lru_cache(maxsize=None)
 def _prunable(network): return tuple(prunable(_shapes(network)))
 
-# %% ../nbs/lib/networks.ipynb #f492bb59
+# %% ../nbs/lib/networks.ipynb #0e908bf2
 @lru_cache(maxsize=None)
 def small_dense(network:Network,
                 sparsity:float, # Share of the prunable weights that are pruned, between 0 and 1
                 exempt:tuple=() # Names of weights that are not pruned
                )->Network:
-    "The same depth, a width whose parameter count is nearest to what is left (Ma et al. 2021, section 2.1). `ValueError` for a network of one width."
+    """The same depth, a width whose parameter count is nearest to what is left (Ma et al. 2021, section 2.1).
+    `ValueError` for a network of one width, or a sparsity that is none."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 < sparsity < 1:
         raise ValueError(f'sparsity: {sparsity!r} should be the share of weights pruned, between 0 and 1')
     high = network.width or families[network.name].width
-    if high is None: raise ValueError(f'{network.name} has one width: no small dense network of the same depth can be made of it')
+    if high is None:
+        raise ValueError(f'{network.name} has one width: no small dense network of the same depth can be made of it')
     total, pool = counts(network, exempt)
     left = total - round(float(sparsity) * pool)
     def size(width): return counts(replace(network, width=width))[0]
@@ -390,7 +396,7 @@ def register(name:str,          # Its name, none of the papers' networks
              residual:bool=False, # Whether `build` can leave out residual connections
              classes:int=10
             )->Network:
-    "Make a network of your own known. Again replaces it, as running a cell again should. `ValueError` for a name that is taken."
+    "Make a network of your own known; registering again replaces it. `ValueError` for a name that is taken."
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f'name: {name!r} should be a word, such as my_net')
     if name in families and not families[name].own:
@@ -399,7 +405,7 @@ def register(name:str,          # Its name, none of the papers' networks
     _learn(name, Family(build, tuple(input), width, residual, own=True))
     return Network(name, classes)
 
-# %% ../nbs/lib/networks.ipynb #5b7848e3
+# %% ../nbs/lib/networks.ipynb #168054fe
 def _learn(name, family):
     families[name] = family
     for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
@@ -408,7 +414,7 @@ def _arrived(fields, family):
     if family is not None: _learn(fields[0], family)
     return Network(*fields)
 
-# %% ../nbs/lib/networks.ipynb #a6bfbc8d
+# %% ../nbs/lib/networks.ipynb #2cb6f696
 @lru_cache(maxsize=64)
 def takes(network:Network,
           shape:tuple, # Of one input
