@@ -9,7 +9,7 @@ import numpy as np, torch
 from lth_nb import networks as nets
 from lth_nb.data import Data, Split, mnist1d
 from lth_nb.engine import Probe, module_of
-from lth_nb.landscape import map_loss
+from lth_nb.measures import map_loss
 from lth_nb.networks import Network
 from lth_nb.training import init
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 import matplotlib.pyplot as plt, numpy as np, torch
 from torch import Tensor
 from . import networks as nets
-from .curvature import product_cost, recorded, share, smoothed, spectrum
+from .measures import product_cost, recorded, share, smoothed, spectrum
 from .data import Dataset, blurred, cifar10, mnist1d, random_labels, rotations
 from .engine import WINDOW, Replica, Trace, device_of
 from .experiment import Node, Verdict, compute, decide, figure, step, together, verdicts, within

@@ -7,11 +7,17 @@ __all__ = ['INK', 'COLORS', 'MARKERS', 'use_style', 'style', 'grid', 'band', 'ca
            'empty', 'scale_note', 'Table', 'beside', 'save']
 
 # %% ../nbs/lib/plotting.ipynb #2b43c64e
-import html, math, re, textwrap
+import html
+import math
+import re
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-import matplotlib as mpl, matplotlib.pyplot as plt, numpy as np
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -21,135 +27,241 @@ INK = '#818181' # Text and axes: as far from a white page as from a dark one
 COLORS = ('#6162cf', '#e67116', '#00aa68', '#c567b6', '#a9583e') # C0 to C4
 MARKERS = 'osD^v' # One a colour, for readers and printers without colours
 
-_RC = {'axes.prop_cycle': mpl.cycler(color=COLORS), 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none',
-    **dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color'), INK),
-    'grid.color': INK, 'grid.alpha': .25, 'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
-    'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8.5, 'axes.labelsize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
-    'legend.fontsize': 7, 'lines.linewidth': 1.4, 'lines.markersize': 3.5, 'axes.linewidth': .8, 'figure.dpi': 110, 'savefig.dpi': 144,
-    'svg.hashsalt': 'lth_nb'}
+# %% ../nbs/lib/plotting.ipynb #e5c9516a
+_INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')
+_CLEAR = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor')
+_RC = {
+    **dict.fromkeys(_INKED, INK), 'grid.color': INK, **dict.fromkeys(_CLEAR, 'none'),
+    'axes.prop_cycle': mpl.cycler(color=COLORS), 'grid.alpha': .25,
+    'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
+    'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8.5, 'axes.labelsize': 8,
+    'xtick.labelsize': 7, 'ytick.labelsize': 7, 'legend.fontsize': 7,
+    'lines.linewidth': 1.4, 'lines.markersize': 3.5, 'axes.linewidth': .8,
+    'figure.dpi': 110, 'savefig.dpi': 144, 'svg.hashsalt': 'lth_nb'}
 
+# %% ../nbs/lib/plotting.ipynb #f316dcf8
 def use_style()->None:
     "Make the style matplotlib's default until the program ends."
     mpl.rcParams.update(_RC)
 
 @contextmanager
 def style():
-    "The style inside a `with`; what stood before comes back. (Not `rc_context`: it would undo what a backend sets when the first figure loads it.)"
-    before = {k: mpl.rcParams[k] for k in _RC}
-    mpl.rcParams.update(_RC)
+    "The style inside a `with`; what stood before comes back."
+    before = {name: mpl.rcParams[name] for name in _RC}
+    use_style()
     try: yield
     finally: mpl.rcParams.update(before)
 
 # %% ../nbs/lib/plotting.ipynb #e2464e55
-def grid(n:int, # Panels
+def grid(
+    n:int, # Panels
     size:tuple=(3.3, 2.6), # Width and height of one, inches
     cols:int=3, # Panels in a row, at most
     )->tuple: # The figure and a list of its n axes
     "Panels under the style, laid out so that nothing overlaps."
     if n < 1 or cols < 1: raise ValueError(f'n={n}, cols={cols}: use 1 or more')
     use_style()
-    cols,rows = min(n, cols),math.ceil(n/cols)
-    fig,axs = plt.subplots(rows, cols, figsize=(size[0]*cols, size[1]*rows), layout='constrained', squeeze=False)
+    cols = min(n, cols)
+    rows = math.ceil(n/cols)
+    fig, axs = plt.subplots(rows, cols, figsize=(size[0]*cols, size[1]*rows), layout='constrained', squeeze=False)
     for ax in axs.flat[n:]: ax.remove()
-    return fig,list(axs.flat[:n])
+    return fig, list(axs.flat[:n])
 
 # %% ../nbs/lib/plotting.ipynb #9ed09061
 def _samples(x, samples):
-    x,s = np.asarray(x, dtype=float),np.asarray(samples, dtype=float)
-    if s.ndim == 1: s = s[None]
-    if x.ndim != 1 or s.ndim != 2 or not len(s) or s.shape[1] != len(x):
-        raise ValueError(f'samples {np.shape(samples)} for x {x.shape}: use [runs, {len(x) if x.ndim == 1 else "points"}], or one run')
-    return x,s
+    "Both as arrays of floats: [points], [runs, points]."
+    x = np.asarray(x, dtype=float)
+    samples = np.asarray(samples, dtype=float)
+    shape = samples.shape
+    if samples.ndim == 1: samples = samples[None]
+    if x.ndim != 1 or samples.ndim != 2 or not len(samples) or samples.shape[1] != len(x):
+        points = len(x) if x.ndim == 1 else 'points'
+        raise ValueError(f'samples {shape} for x {x.shape}: use [runs, {points}], or one run')
+    return x, samples
 
-def _mean_std(s): # nan where no value, std nan where fewer than two
-    n,z = (~np.isnan(s)).sum(0),np.nan_to_num(s)
-    mean = np.where(n > 0, z.sum(0)/np.maximum(n, 1), np.nan)
-    var = np.where(np.isnan(s), 0, (s - mean)**2).sum(0)/np.maximum(n - 1, 1)
-    return mean,np.where(n > 1, np.sqrt(var), np.nan)
+# %% ../nbs/lib/plotting.ipynb #3e71f55d
+def _mean_std(samples):
+    "Over the runs: nan where no value is, and the deviation nan where fewer than two are."
+    there = ~np.isnan(samples)
+    count = there.sum(0)
+    mean = np.where(count > 0, np.nan_to_num(samples).sum(0)/np.maximum(count, 1), np.nan)
+    variance = np.where(there, (samples - mean)**2, 0).sum(0)/np.maximum(count - 1, 1)
+    return mean, np.where(count > 1, np.sqrt(variance), np.nan)
 
-def _marks(color, y): # the marker that goes with the colour; on a long line every few points, where no gap could hide a point without one
-    c,step = to_hex(color),1 if np.isnan(y).any() else math.ceil(len(y)/12)
-    if c not in COLORS: return dict(marker='')
-    return dict(marker=MARKERS[COLORS.index(c)], markevery=(COLORS.index(c)*step//len(COLORS), step))
+# %% ../nbs/lib/plotting.ipynb #2cd3331e
+def _marks(color, y):
+    "What `ax.plot` should know of the markers of a line of this colour."
+    color = to_hex(color)
+    if color not in COLORS: return dict(marker='')
+    i = COLORS.index(color)
+    every = 1 if np.isnan(y).any() else math.ceil(len(y)/12)
+    return dict(marker=MARKERS[i], markevery=(i*every//len(COLORS), every))
 
-def band(ax, x, # Positions [points]
+# %% ../nbs/lib/plotting.ipynb #7b22a618
+def band(
+    ax,
+    x, # Positions [points]
     samples, # Values [runs, points], nan where missing; or one run [points]
     label:str=None, # For the legend
     color=None, # Any matplotlib colour; None takes the next of the cycle
     **kw # Go to `ax.plot`
     )->Line2D: # The line of means
     "Mean and standard deviation over runs. Shapes that do not fit raise `ValueError`."
-    x,s = _samples(x, samples)
-    mean,std = _mean_std(s)
+    x, samples = _samples(x, samples)
+    mean, std = _mean_std(samples)
     if color is None: color = ax._get_lines.get_next_color()
     line, = ax.plot(x, mean, color=color, label=label, **(_marks(color, mean) | kw))
     if not np.isnan(std).all(): ax.fill_between(x, mean - std, mean + std, color=color, alpha=.2, lw=0)
     return line
 
 # %% ../nbs/lib/plotting.ipynb #b044e6ac
-def _step(k): return str(k) if isinstance(k, str) or abs(k) < 1000 else f'{k/1000:g}K'
-
-def categorical_steps(ax, ks)->None: # Rewinding steps, in order: 0, 2000, '18ep'
-    "Name the positions 0, 1, 2... of the x axis after steps: 2000 as 2K, strings as they are."
-    labels = [_step(k) for k in ks]
-    room = 16*_width(ax)/max(1, len(labels)) # letters
-    crowded = any((len(a) + len(b))/2 + .5 > room for a,b in zip(labels, labels[1:]))
-    ax.set_xticks(range(len(labels)), labels, **(dict(rotation=45, ha='right', rotation_mode='anchor') if crowded else {}))
-
 def _width(ax): return ax.get_position().width*ax.figure.get_figwidth() # inches
 
+def _step(k):
+    if isinstance(k, str) or abs(k) < 1000: return str(k)
+    return f'{k/1000:g}K'
+
+# %% ../nbs/lib/plotting.ipynb #8cede525
+def categorical_steps(
+    ax,
+    ks # Rewinding steps, in order: 0, 2000, '18ep'
+    )->None:
+    "Name the positions 0, 1, 2... of the x axis after steps: 2000 as 2K, strings as they are."
+    labels = [_step(k) for k in ks]
+    room = 16*_width(ax)/max(1, len(labels)) # letters a label
+    crowded = any((len(a) + len(b))/2 + .5 > room for a, b in zip(labels, labels[1:]))
+    turned = dict(rotation=45, ha='right', rotation_mode='anchor') if crowded else {}
+    ax.set_xticks(range(len(labels)), labels, **turned)
+
 # %% ../nbs/lib/plotting.ipynb #2af6de20
-def paper_curve(ax, x, # Positions [points]
+def paper_curve(
+    ax,
+    x, # Positions [points]
     y, # The paper's values [points]
     label:str='paper' # For the legend
     )->Line2D: # The line
     "The paper's own values, beside ours."
-    return ax.plot(x, y, '--', color=INK, marker='o', mfc='none', lw=1, label=label)[0]
+    line, = ax.plot(x, y, '--', color=INK, marker='o', mfc='none', lw=1, label=label)
+    return line
+
+# %% ../nbs/lib/plotting.ipynb #e1024922
+def _looks(handle):
+    "What a reader tells the lines of a legend apart by."
+    features = ('get_color', 'get_linestyle', 'get_marker', 'get_facecolor')
+    return tuple(str(getattr(handle, name)()) for name in features if hasattr(handle, name))
+
+def _shared(legends):
+    "{label: handle} of all of them, or None where they contradict one another."
+    known = {}
+    for legend in legends:
+        for handle, text in zip(legend.legend_handles, legend.get_texts()):
+            if _looks(known.setdefault(text.get_text(), handle)) != _looks(handle): return None
+    alike = len({_looks(handle) for handle in known.values()}) < len(known)
+    return None if alike else known
 
 # %% ../nbs/lib/plotting.ipynb #38401e0d
-def _looks(h): return tuple(str(getattr(h, f)()) for f in ('get_color', 'get_linestyle', 'get_marker', 'get_facecolor') if hasattr(h, f))
-
-def one_legend(fig # With legends in its panels
+def one_legend(
+    fig # With legends in its panels
     )->None:
-    "The legends of several panels as one above them. Left as they are where a label looks different in two panels, where two labels look alike, or where there are more than twelve."
-    legends,known = [l for ax in fig.axes if (l := ax.get_legend())],{}
+    "The legends of several panels as one above them. They stay if they disagree, or have more than twelve labels."
+    legends = [ax.get_legend() for ax in fig.axes if ax.get_legend()]
     if len(fig.axes) < 2 or not legends: return
-    for l in legends:
-        for h,t in zip(l.legend_handles, l.get_texts()):
-            if _looks(known.setdefault(t.get_text(), h)) != _looks(h): return
-    if len({_looks(h) for h in known.values()}) < len(known) or len(known) > 12: return
-    for l in legends: l.remove()
-    columns = int(fig.get_figwidth()*72/(4.2*max(map(len, known)) + 32))   # letters of 7 points, and the line before them
-    rows = math.ceil(len(known)/max(1, columns))
-    fig.legend(known.values(), known.keys(), loc='outside upper left', ncols=math.ceil(len(known)/rows), fontsize=7, frameon=False)
+    known = _shared(legends)
+    if known is None or len(known) > 12: return
+    for legend in legends: legend.remove()
+    letters = 4.2*max(map(len, known)) + 32 # points: letters of size 7, and the line before them
+    columns = max(1, int(fig.get_figwidth()*72/letters))
+    rows = math.ceil(len(known)/columns)
+    fig.legend(known.values(), known.keys(), loc='outside upper left', ncols=math.ceil(len(known)/rows),
+        fontsize=7, frameon=False)
 
 # %% ../nbs/lib/plotting.ipynb #4862eb0c
-def _wrap(fig, text, inches, size): # break lines so that each fits
-    t = fig.text(0, 0, text, fontsize=size)
-    width = t.get_window_extent().width/fig.dpi; t.remove()
-    return textwrap.fill(text, max(8, int(.93*len(text)*inches/width))) if width > inches else text
+def _wrap(fig, text, inches, size):
+    "Break the lines of a text so that each fits."
+    drawn = fig.text(0, 0, text, fontsize=size)
+    width = drawn.get_window_extent().width/fig.dpi
+    drawn.remove()
+    if width <= inches: return text
+    return textwrap.fill(text, max(8, int(.93*len(text)*inches/width)))
 
-def empty(ax, text:str)->None: # Why there is nothing
+# %% ../nbs/lib/plotting.ipynb #ea8dacad
+def empty(
+    ax,
+    text:str # Why there is nothing
+    )->None:
     "A panel without data: its title stays."
-    for a in (*ax.lines, *ax.collections): a.remove()
+    for drawn in (*ax.lines, *ax.collections): drawn.remove()
     ax.set(xticks=[], yticks=[], xlabel='', ylabel='')
     ax.spines[:].set(visible=True, linestyle=(0, (2, 3)), alpha=.6)
-    ax.text(.5, .5, _wrap(ax.figure, text, .8*_width(ax), 8), transform=ax.transAxes, ha='center', va='center', fontsize=8, color=INK)
+    text = _wrap(ax.figure, text, .8*_width(ax), 8)
+    ax.text(.5, .5, text, transform=ax.transAxes, ha='center', va='center', fontsize=8, color=INK)
 
-def scale_note(fig, text:str # The scale, and what was reduced
+# %% ../nbs/lib/plotting.ipynb #e4982017
+def scale_note(
+    fig,
+    text:str # The scale, and what was reduced
     )->Text: # The caption
     "A small caption under the figure, as wide as the figure; several panels get one legend (see `one_legend`)."
     one_legend(fig)
-    return fig.supxlabel(_wrap(fig, text, fig.get_figwidth() - .1, 7), x=.05/fig.get_figwidth(), ha='left', fontsize=7, color=INK)
+    width = fig.get_figwidth()
+    return fig.supxlabel(_wrap(fig, text, width - .1, 7), x=.05/width, ha='left', fontsize=7, color=INK)
 
 # %% ../nbs/lib/plotting.ipynb #c58bd491
-def _cell(v):
-    if v is None or (isinstance(v, (float, np.floating)) and math.isnan(v)): return ''
-    return f'{v:.4g}' if isinstance(v, (float, np.floating)) else str(v)
+def _written(value):
+    "A cell's text."
+    if not isinstance(value, (float, np.floating)): return '' if value is None else str(value)
+    return '' if math.isnan(value) else f'{value:.4g}'
 
+# %% ../nbs/lib/plotting.ipynb #be6b8028
 _UNITS = re.compile(r'\b(to|not yet)\b|(?<=\d)(ep|K|M)\b|(?<=\d)e(?=[-+]?\d)')
-def _is_number(s): return bool(re.search(r'\d', s)) and not re.search(r'[^\W\d_]', _UNITS.sub('', s))
 
+def _is_number(text):
+    "Has it digits, and no letters that are not units?"
+    return bool(re.search(r'\d', text)) and not re.search(r'[^\W\d_]', _UNITS.sub('', text))
+
+# %% ../nbs/lib/plotting.ipynb #bef10ad2
+def _numeric(cells):
+    "For each column, whether it holds numbers."
+    return [any(map(_is_number, column)) for column in zip(*cells)]
+
+def _as_text(columns, cells, caption):
+    rows = [list(map(str, columns)), *cells]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    numeric = _numeric(cells)
+    lines = [caption] if caption else []
+    for row in rows:
+        padded = [s.rjust(w) if right else s.ljust(w) for s, w, right in zip(row, widths, numeric)]
+        lines.append('  '.join(padded).rstrip())
+    return '\n'.join(lines)
+
+# %% ../nbs/lib/plotting.ipynb #500d9002
+_CELL = 'padding:.25em .7em;font-variant-numeric:tabular-nums;vertical-align:baseline;background:none;color:inherit;'
+
+def _tag(name, style, text, scope=''): return f'<{name}{scope} style="{style}">{html.escape(text)}</{name}>'
+
+def _html_cell(text, right, first=False, tag='td', style='', scope=''):
+    keep = 'white-space:nowrap;' if first or _is_number(text) else ''
+    return _tag(tag, f'{_CELL}text-align:{"right" if right else "left"};{keep}{style}', text, scope)
+
+# %% ../nbs/lib/plotting.ipynb #f063ce18
+def _html_row(cells, right, tag='td', **kw):
+    "All cells of a row, the first as a heading."
+    first = dict(tag='th', style='font-weight:normal;', scope=' scope="row"') if tag == 'td' else dict(tag=tag, **kw)
+    made = [_html_cell(cells[0], right[0], first=True, **first)] if cells else []
+    made += [_html_cell(text, r, tag=tag, **kw) for text, r in zip(cells[1:], right[1:])]
+    return f'<tr>{"".join(made)}</tr>'
+
+def _as_html(columns, cells, caption):
+    right = _numeric(cells) or [False]*len(columns)
+    rule = 'border-bottom:1px solid rgba(129,129,129,.7);'
+    head = _html_row(list(map(str, columns)), right, tag='th', style=rule, scope=' scope="col"')
+    body = ''.join(_html_row(row, right) + '\n' for row in cells)
+    above = 'caption-side:top;text-align:left;color:inherit;padding:.3em 0;'
+    title = _tag('caption', above, caption) if caption else ''
+    return ('<div style="overflow-x:auto"><table style="border-collapse:collapse;color:inherit;margin:.5em 0;">'
+        f'{title}\n<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>')
+
+# %% ../nbs/lib/plotting.ipynb #18809442
 @dataclass(frozen=True)
 class Table:
     "Rows of values that show themselves, in a notebook and in a terminal."
@@ -157,49 +269,33 @@ class Table:
     caption:str='' # What the table is
 
     @property
-    def columns(self)->list: return list(dict.fromkeys(k for r in self.rows for k in r))
+    def columns(self)->list: return list(dict.fromkeys(name for row in self.rows for name in row))
 
-    def _cells(self): return [[_cell(r.get(c)) for c in self.columns] for r in self.rows]
+    def _cells(self): return [[_written(row.get(name)) for name in self.columns] for row in self.rows]
+    def _repr_html_(self): return _as_html(self.columns, self._cells(), self.caption)
+    def __str__(self): return _as_text(self.columns, self._cells(), self.caption)
+    def __repr__(self): return str(self)
 
-    def _right(self): return [any(map(_is_number, col)) for col in zip(*self._cells())] # columns that hold numbers
-
-# %% ../nbs/lib/plotting.ipynb #500d9002
-_CSS = 'padding:.25em .7em;font-variant-numeric:tabular-nums;vertical-align:baseline;background:none;color:inherit;'
-
-def _html(self):
-    right,rule = self._right(),'border-bottom:1px solid rgba(129,129,129,.7);'
-    def tag(name, style, text, scope=''): return f'<{name}{scope} style="{style}">{html.escape(text)}</{name}>'
-    def cell(j, text, name='td', style='', scope=''):
-        keep = 'white-space:nowrap;' if j == 0 or _is_number(text) else ''
-        return tag(name, _CSS + f'text-align:{"right" if right and right[j] else "left"};' + keep + style, text, scope)
-    head = ''.join(cell(j, str(c), 'th', rule, ' scope="col"') for j,c in enumerate(self.columns))
-    body = ''.join('<tr>' + cell(0, name, 'th', 'font-weight:normal;', ' scope="row"') + ''.join(cell(j, s) for j,s in enumerate(rest, 1)) + '</tr>\n'
-                   for name,*rest in self._cells())
-    caption = tag('caption', 'caption-side:top;text-align:left;color:inherit;padding:.3em 0;', self.caption) if self.caption else ''
-    return (f'<div style="overflow-x:auto"><table style="border-collapse:collapse;color:inherit;margin:.5em 0;">{caption}\n'
-            f'<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>')
-
-def _text(self):
-    rows = [[str(c) for c in self.columns]] + self._cells()
-    widths = [max(map(len, col)) for col in zip(*rows)]
-    lines = ['  '.join(s.rjust(w) if r else s.ljust(w) for s,w,r in zip(row, widths, self._right())).rstrip() for row in rows]
-    return '\n'.join(([self.caption] if self.caption else []) + lines)
-
-Table._repr_html_,Table.__str__,Table.__repr__ = _html,_text,_text
-
-def beside(rows:list, # Dicts {column: value}; None, nan and absent cells are blank
+def beside(
+    rows:list, # Dicts {column: value}; None, nan and absent cells are blank
     caption:str='' # What the table is
     )->Table: # Shows itself
     "A table of plain values."
     return Table(list(rows), caption)
 
 # %% ../nbs/lib/plotting.ipynb #6716237e
-def save(fig, path:str|Path # Ends in .svg, .png or .pdf
+_STAMPS = {
+    '.svg': ('Date', 'Creator'),
+    '.png': ('Software',),
+    '.pdf': ('CreationDate', 'Producer', 'Creator')}
+
+def save(
+    fig,
+    path:str|Path # Ends in .svg, .png or .pdf
     )->Path: # The file
     "Write a figure; equal figures make equal files. Folders are made."
     path = Path(path)
-    stamps = {'.svg': dict(Date=None, Creator=None), '.png': dict(Software=None), '.pdf': dict.fromkeys(('CreationDate', 'Producer', 'Creator'))}
-    if path.suffix not in stamps: raise ValueError(f'{path}: use a name that ends in {", ".join(stamps)}')
+    if path.suffix not in _STAMPS: raise ValueError(f'{path}: use a name that ends in {", ".join(_STAMPS)}')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with style(): fig.savefig(path, metadata=stamps[path.suffix])
+    with style(): fig.savefig(path, metadata=dict.fromkeys(_STAMPS[path.suffix]))
     return path

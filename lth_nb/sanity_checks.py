@@ -22,12 +22,12 @@ import matplotlib.pyplot as plt, numpy as np, torch
 from . import networks as nets
 from .data import Dataset, MissingData, cifar10, cifar100, imagenet, mnist1d, tiny_imagenet
 from .experiment import Needs, Node, Verdict, decide, figure, judged, opposite, together, verdicts, within
-from .landscape import draw_landscape, landscape, shape
+from .measures import (CONDITIONS, Prize, Rules, above, correlation, draw_landscape, every, indicator, judge, landscape,
+                             made_up, null, rules_for, shape, some)
 from .networks import Network, counts, small_dense
 from .plotting import band, beside, empty, grid, scale_note, style
-from .pruning import correlation, imp, indicator, null, prune
+from .pruning import imp, prune
 from .settings import settings
-from .tickets import CONDITIONS, Prize, Rules, above, every, judge, made_up, rules_for, some
 from .training import Recipe, Trajectory, evaluate, init, train
 
 # %% ../nbs/03_sanity_checks.ipynb #a1d18d84

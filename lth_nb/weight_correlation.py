@@ -17,13 +17,14 @@ import matplotlib.pyplot as plt, numpy as np, torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from . import networks as nets
+from .admm import admm
 from .data import Dataset, MissingData, cifar10, cifar100, mnist, mnist1d
 from .experiment import Needs, Node, Verdict, decide, figure, judged, step, together, verdicts, within
+from .measures import Rules, correlation, indicator, judge, null, overlap, shared, z_score
 from .networks import Network, small_dense
 from .plotting import INK, band, beside, empty, grid, scale_note, style
-from .pruning import admm, correlation, indicator, null, overlap, prunable_weights, prune, shared, z_score
+from .pruning import prunable_weights, prune
 from .settings import settings
-from .tickets import Rules, judge
 from .training import Recipe, evaluate, init, instability, line, train
 
 # %% ../nbs/04_weight_correlation.ipynb #8c9b257d

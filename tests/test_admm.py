@@ -4,11 +4,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest, torch, torch.nn.functional as F
+from lth_nb.admm import ADMM, admm, update_steps
 from lth_nb.data import mnist1d
 from lth_nb.engine import Replica
 from lth_nb.experiment import Fleet, Store, compute, missing, run_call
 from lth_nb.networks import mnist1d_conv as conv, mnist1d_mlp as mlp, prunable
-from lth_nb.pruning import ADMM, _updates, admm, density, magnitude_mask, prunable_weights
+from lth_nb.pruning import density, magnitude_mask, prunable_weights
 from lth_nb.training import Recipe, init, train
 
 toy = mnist1d(train=256, test=128)
@@ -107,9 +108,9 @@ def test_the_pull_is_captured_by_address():
 
 
 def test_rounds():
-    edges,at = _updates(100, 10, (1, 2, 3))
+    edges,at = update_steps(100, 10, (1, 2, 3))
     assert edges == [0, 33, 67, 100] and at == [10, 20, 30, 33, 43, 53, 63, 67, 77, 87, 97, 100]
-    assert _updates(3, 50, (1, 2, 3, 4))[1] == [1, 2, 3]   # fewer steps than stages
+    assert update_steps(3, 50, (1, 2, 3, 4))[1] == [1, 2, 3]   # fewer steps than stages
 
 
 DENSE = train(init(conv, seed=0), toy, replace(R, lr=.1), order=0).at('end')

@@ -2,8 +2,8 @@
 from dataclasses import replace
 
 import numpy as np, pytest, torch
-from lth_nb import curvature, networks as nets
-from lth_nb.curvature import Hessian, lanczos, ritz, share, smoothed, spectrum
+from lth_nb import networks as nets
+from lth_nb.measures import curvature, Hessian, lanczos, ritz, share, smoothed, spectrum
 from lth_nb.data import mnist1d
 from lth_nb.engine import module_of
 from lth_nb.training import init

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from lth_nb.data import mnist1d
 from lth_nb.engine import Probe
 from lth_nb.experiment import compute
-from lth_nb.landscape import axis_of, bends, dent, landscape, map_loss, plane, shape
+from lth_nb.measures import axis_of, bends, dent, landscape, map_loss, plane, shape
 from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
 from lth_nb.training import evaluate, init, train

@@ -202,7 +202,7 @@ def test_imp_and_random_masks_refuse_what_makes_no_sense():
 
 
 def test_pairwise_refuses_what_does_not_fit():
-    from lth_nb.pruning import overlap, pairwise
+    from lth_nb.measures import overlap, pairwise
     a,b = {'l': torch.randn(4, 5)},{'l': torch.randn(4, 5), 'm': torch.randn(2, 2)}
     for nets in ([a, b], [b, a]):
         with pytest.raises(ValueError, match="different layers.*'m'"): pairwise(nets, .2)

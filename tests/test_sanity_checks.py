@@ -9,7 +9,7 @@ from lth_nb.experiment import FIGURES, Needs, Store, compute, missing
 from lth_nb.experiment import _nodes as nodes
 from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
-from lth_nb.tickets import Rules
+from lth_nb.measures import Rules
 
 CHAPTER = [f for f in FIGURES.values() if f.id.startswith('sanity_checks/')]
 

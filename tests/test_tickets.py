@@ -2,7 +2,7 @@
 import math
 
 import numpy as np, pandas as pd, pytest
-from lth_nb.tickets import Rules, judge, read_runs
+from lth_nb.measures import Rules, judge, read_runs
 
 LRS = (.01, .03, .1)
 

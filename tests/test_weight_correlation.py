@@ -8,8 +8,8 @@ from lth_nb.data import mnist1d
 from lth_nb.experiment import FIGURES, Needs, Store, Verdict, compute, missing
 from lth_nb.experiment import _nodes as nodes
 from lth_nb.networks import mnist1d_conv as conv
-from lth_nb.pruning import (R_p, correlation, dense_mask, indicator, layers_of, lowest, magnitude_mask, null, overlap, pairwise, prunable_weights,
-                            ranks, shared, z_score)
+from lth_nb.measures import R_p, correlation, indicator, layers_of, null, overlap, pairwise, ranks, shared, z_score
+from lth_nb.pruning import dense_mask, lowest, magnitude_mask, prunable_weights
 from lth_nb.training import Recipe, init, train
 from safetensors.torch import save_file
 
