@@ -215,5 +215,7 @@ def default_store(results:str=None, # Folder or URL of the reader's own results;
     published:str=None, # Folder of the published ones; None: as settings say
     )->Stores:
     "The reader's results over the published ones."
+    from lth_nb.experiment.published import published_at
     chosen = settings(results=results, published=published)
-    return Stores(*(Store(root) for root in (chosen.results, chosen.published) if root))
+    own = Store(chosen.results)
+    return Stores(own, published_at(chosen.published)) if chosen.published else Stores(own)
