@@ -10,10 +10,10 @@ __all__ = ['RATES', 'MASKS', 'KINDS', 'cases', 'ROWS', 'FIG_1', 'SCENARIOS', 'SH
            'scores', 'dense_scores', 'there', 'pair_sheet', 'swept', 'portrait', 'notations', 'draw_layer',
            'draw_notations', 'draw_shared', 'draw_scenarios', 'paper_dense', 'draw_accuracies', 'winning',
            'three_masks', 'three_starts', 'pretraining', 'pruned_layers', 'ratios', 'draw_null', 'draw_null_box',
-           'draw_pretraining', 'finetuning', 'draw_sparse_overlap', 'convergence', 'draw_convergence', 'descent',
-           'along_training', 'steps_of', 'draw_along', 'draw_barriers', 'draw_layer_bars', 'four_notions', 'notions',
-           'sanity_verdict', 'draw_notions', 'overlap_at', 'explorer', 'about_resnet20', 'complete', 'wins', 'wc1',
-           'wc2', 'wc3', 'mean_over', 'wc4', 'wc5', 'wc6', 'ledger']
+           'draw_pretraining', 'finetuning', 'draw_sparse_overlap', 'panels_5', 'convergence', 'draw_convergence',
+           'descent', 'along_training', 'steps_of', 'draw_along', 'draw_barriers', 'draw_layer_bars', 'four_notions',
+           'notions', 'sanity_verdict', 'draw_notions', 'overlap_at', 'explorer', 'about_resnet20', 'complete', 'wins',
+           'wc1', 'wc2', 'wc3', 'mean_over', 'wc4', 'wc5', 'wc6', 'ledger']
 
 # %% ../../nbs/lib/figures/weight_correlation.ipynb #b35fdaec
 import math
@@ -477,7 +477,7 @@ def draw_sparse_overlap(ax, case:Pair, by_start:dict): # {start: {sparsity: [see
     ax.set(xlabel='sparsity (%)', ylabel='$R_{20\\%}$ with $(\\theta_T \\odot m)_T$ (%)')
 
 # %% ../../nbs/lib/figures/weight_correlation.ipynb #fba8027c
-def _panels_5(case, by_rate):
+def panels_5(case, by_rate):
     def left(rate):
         curves = dict(finetune=by_rate[rate]['finetune'])
         return lambda ax: draw_accuracies(ax, curves, KINDS, by_rate[rate]['dense'], paper_dense(case, rate))
@@ -487,7 +487,7 @@ def _panels_5(case, by_rate):
 
 FIG_5 = figure('weight_correlation/figure-5', 'Fine-tuning, and correlation of sparse networks',
     'WC Figure 5; appendix C and D Figures 3 to 6', plan=lambda scale: planned(cases(scale), finetuning, swept),
-    draw=lambda values, scale: pair_sheet(values, scale, _panels_5, columns=2, size=(3.7, 2.5), chance=True))
+    draw=lambda values, scale: pair_sheet(values, scale, panels_5, columns=2, size=(3.7, 2.5), chance=True))
 
 # %% ../../nbs/lib/figures/weight_correlation.ipynb #92170823
 RESIDUALS = dict(primal=r'$\|W - Z\| / \|W\|$', dual=r'$\|Z_{new} - Z_{old}\| / \|Z\|$')
