@@ -7,7 +7,7 @@ from conftest import ROOT
 from lth_nb import weight_correlation as wc
 from lth_nb.data import mnist1d
 from lth_nb.claims import Verdict, together, within
-from lth_nb.experiment import Store, compute, missing, nodes_in as nodes
+from lth_nb.experiment import Published, Store, compute, missing, nodes_in as nodes
 from lth_nb.figures import weight_correlation as figs
 from lth_nb.figures.kit import FIGURES, Needs
 from lth_nb.networks import mnist1d_conv as conv
@@ -304,7 +304,7 @@ def test_claims_about_resnet20_are_judged_by_it():
 
 def test_published_quick():
     "The numbers behind the chapter's figures are all there, and say what the chapter says of its main stand-in."
-    s = Store(ROOT/'nbs/results')
+    s = Published(ROOT/'nbs/results')
     if not s.paths('correlation'): pytest.skip('no published results yet')
     for f in CHAPTER:
         there,wanted = f.count('quick', store=s)
