@@ -1,4 +1,4 @@
-"What data.ipynb's own cells do not show: damaged files, other machines' layouts, real data, CUDA."
+"What the data room's own cells do not show: damaged files, other machines' layouts, real data, CUDA."
 import os, pickle, shutil, urllib.error
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,8 +25,8 @@ def pinned(monkeypatch, name, a):
     "Let `a` be what the handle `name` stands for."
     k = D.known[name]
     monkeypatch.setitem(D.known, name, replace(k, train=len(a['train_labels']), test=len(a['test_labels']),
-        digests=tuple(D.digest(a[p]) for p in parts)))
-    monkeypatch.setattr(D, '_loaded', {})
+        digests=tuple(D.array_digest(a[p]) for p in parts)))
+    D.loaded.clear()
 
 def write_mnist(root, a):
     raw = Path(root)/'MNIST'/'raw'; raw.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def test_damaged_mnist_is_refused_by_name(tmp_path, monkeypatch, part, how):
     b = bytearray(f.read_bytes())
     if how == 'byte': b[-3] ^= 1
     f.write_bytes(dict(byte=bytes(b), short=bytes(b[:-1]), long=bytes(b) + b'0', empty=b'')[how])
-    monkeypatch.setattr(D, '_loaded', {})
+    D.loaded.clear()
     with pytest.raises(D.CorruptData, match=f.name) as e: D.mnist(tmp_path).load()
     assert isinstance(e.value, ValueError) and sum(g.name in str(e.value) for g in raw.iterdir()) == 1
 
@@ -149,7 +149,7 @@ def test_damaged_mnist_is_refused_by_name(tmp_path, monkeypatch, part, how):
 def test_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, save):
     f = tmp_path/'mine.npz'; save(f, **arrays()); h = D.npz(f); whole = f.read_bytes()
     for at in range(0, len(whole), len(whole) // 40):
-        b = bytearray(whole); b[at] ^= 4; f.write_bytes(bytes(b)); monkeypatch.setattr(D, '_loaded', {})
+        b = bytearray(whole); b[at] ^= 4; f.write_bytes(bytes(b)); D.loaded.clear()
         try: d = h.load()
         except D.CorruptData as e: assert 'mine.npz' in str(e)
         else: assert np.array_equal(d.train.x.numpy(), arrays()['train_images'])        # a byte that carries no content
@@ -161,7 +161,7 @@ def test_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, save):
 def test_cifar_from_either_layout(tmp_path, monkeypatch, dump):
     a = arrays(); pinned(monkeypatch, 'cifar10', a)
     (tmp_path/'n').mkdir(); np.savez(tmp_path/'n'/'cifar10.npz', **a); write_batches(tmp_path/'b', a, dump)
-    x = D.cifar10(tmp_path/'n').load(); monkeypatch.setattr(D, '_loaded', {}); y = D.cifar10(tmp_path/'b').load()
+    x = D.cifar10(tmp_path/'n').load(); D.loaded.clear(); y = D.cifar10(tmp_path/'b').load()
     assert torch.equal(x.train.x, y.train.x) and torch.equal(x.test.y, y.test.y) and x.sha256 == y.sha256
 
 def test_damaged_batches(tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_mnist1d_is_the_published_one():
 
 def test_mnist1d_leaves_global_generators_alone():
     np.random.seed(3); torch.manual_seed(3); a = np.random.rand(), torch.rand(1)            # noqa: NPY002
-    np.random.seed(3); torch.manual_seed(3); D._mnist1d(); D.mnist1d().load().batches(64, 0)[0]  # noqa: NPY002
+    np.random.seed(3); torch.manual_seed(3); D.mnist1d_arrays(); D.mnist1d().load().batches(64, 0)[0]  # noqa: NPY002
     assert (np.random.rand(), torch.rand(1)) == a                                            # noqa: NPY002
 
 def test_mnist1d_refuses_pixels_scaling():
@@ -229,7 +229,7 @@ def test_crops_and_flips_pixel_by_pixel(images):
     index = torch.arange(len(grid)) % 50
     x, y = images.gather(index, grid)
     plain = {s: v for s, v in zip(range(50), images.gather(torch.arange(50))[0])}
-    black = images._plain(torch.zeros(1, 16, 16, images.shape[0], dtype=torch.uint8), torch.float32)[0, :, 0, 0]
+    black = images.inputs(torch.zeros(1, 16, 16, images.shape[0], dtype=torch.uint8), torch.float32)[0, :, 0, 0]
     for k, (i, (dy, dx, f)) in enumerate(zip(index.tolist(), grid.tolist())):
         p = black[:, None, None].expand(-1, 24, 24).clone(); p[:, 4:20, 4:20] = plain[i]
         im = p[:, dy:dy + 16, dx:dx + 16]
@@ -272,7 +272,7 @@ def test_any_step_can_be_entered(images, batch):
 def test_batches_keep_two_epochs(images):
     b = images.batches(20, 0)
     for s in range(100): b[s]
-    assert len(b._epochs) == 2
+    assert len(b.epochs.kept) == 2
 
 @pytest.mark.parametrize('args', [(0, 0), (51, 0), (2.5, 0), (8, -1), (8, 1 << 64), (8, 1.5)])
 def test_impossible_batches(images, args):
@@ -341,7 +341,7 @@ def test_real_sets_are_the_pinned_ones():
     real('mnist'), real('cifar10')
     m, c = D.mnist().load(), D.cifar10().load()
     assert torch.bincount(c.train.y).tolist() == [5000] * 10 and m.train.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
-    for d in (m, c): assert D._moments(d.train.x.numpy()) == (d.mean, d.std)
+    for d in (m, c): assert D.moments(d.train.x.numpy()) == (d.mean, d.std)
 
 def test_one_changed_byte_in_real_mnist(tmp_path):
     shutil.copytree(real('mnist')/'MNIST', tmp_path/'MNIST'); f = tmp_path/'MNIST'/'raw'/'t10k-labels-idx1-ubyte'

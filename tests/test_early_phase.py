@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np, pytest, torch
 from lth_nb import early_phase as ep, networks as nets
-from lth_nb.data import Data, Split, Turned, augmentation, blurred, cifar10, mnist, mnist1d, random_labels, rotations
+from lth_nb.data import Data, Split, Turned, augmentation, blur, blurred, cifar10, mnist, mnist1d, random_labels, rotations
 from lth_nb.experiment import FIGURES, Verdict, compute, missing
 from lth_nb.experiment import _nodes as nodes
 from lth_nb.pruning import prunable_weights
@@ -304,16 +304,14 @@ def test_impossible_pictures():
     s = lambda h, w: Split(torch.zeros(4, h, w, 1, dtype=torch.uint8), torch.arange(4))
     oblong = Data('oblong', s(8, 12), s(8, 12), 4, (.5,), (.5,), '')
     with pytest.raises(ValueError, match='square'): Turned(oblong, '', '')
-    from lth_nb.data import _soften
-    with pytest.raises(ValueError, match='at least 8 wide'): _soften(s(7, 7).x, 4)
+    with pytest.raises(ValueError, match='at least 8 wide'): blur(s(7, 7).x, 4)
 
 
 def test_blur_is_pils():
     from PIL import Image
-    from lth_nb.data import _soften
     g = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (3, 32, 32, 3), generator=g, dtype=torch.uint8)
-    for a,b in zip(x, _soften(x, 4)):
+    for a,b in zip(x, blur(x, 4)):
         pil = np.asarray(Image.fromarray(a.numpy()).resize((8, 8), Image.BILINEAR).resize((32, 32), Image.BILINEAR)).astype(int)
         assert np.abs(pil - b.numpy().astype(int)).max() <= 2   # PIL rounds after each of its four passes, we once
 
