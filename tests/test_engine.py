@@ -5,9 +5,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest, torch, torch.nn.functional as F
-from lth_nb import experiment as X, networks as nets
+from lth_nb import networks as nets
 from lth_nb.engine import WINDOW, Lane, Probe, Replica, Trace, Weights, adam, module_of, sgd
-from lth_nb.experiment import Fleet, Progress, Store, compute
+from lth_nb.experiment import Fleet, Progress, Store, compute, workers
 from lth_nb.training import Recipe, evaluate, init, interpolate, line, train
 from test_training import ADAM, KINDS, SGD, _on_cpu, close, conv, dead, half, images, mlp, plain, plus_zero, same, toy   # noqa: F401
 
@@ -330,17 +330,18 @@ def test_out_of_memory_is_no_crash(capsys):
 
 def test_processes_are_as_many_as_memory_holds(monkeypatch):
     "By the most that a worker has taken so far; without workers, or without Linux, all of them."
-    class Pool: _processes = {1: None, 2: None}
     files = {'/proc/1/status': 'VmHWM:  4000000 kB\nVmRSS: 1000000 kB\n', '/proc/2/status': 'VmHWM: 1000000 kB\nVmRSS: 500000 kB\n',
              '/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable: 3000000 kB\n'}
     import io
-    monkeypatch.setattr(X, 'open', lambda f: io.StringIO(files[f]), raising=False)
-    assert X._allowed(Pool, 2) == 1
-    files['/proc/meminfo'] = 'MemAvailable: 7000000 kB\n'; assert X._allowed(Pool, 2) == 2 and X._allowed(Pool, 8) == 2
-    Pool._processes = {}; assert X._allowed(Pool, 2) == 2
-    Pool._processes = {3: None}
+    monkeypatch.setattr(workers, 'open', lambda f: io.StringIO(files[f]), raising=False)
+    assert workers.processes_that_fit([1, 2], 2) == 1
+    files['/proc/meminfo'] = 'MemAvailable: 7000000 kB\n'
+    assert workers.processes_that_fit([1, 2], 2) == 2
+    assert workers.processes_that_fit([1, 2], 8) == 2
+    assert workers.processes_that_fit([], 2) == 2
     def gone(f): raise FileNotFoundError(f)
-    monkeypatch.setattr(X, 'open', gone, raising=False); assert X._allowed(Pool, 5) == 5
+    monkeypatch.setattr(workers, 'open', gone, raising=False)
+    assert workers.processes_that_fit([3], 5) == 5
 
 
 # ------------------------------------------------------------------ progress

@@ -1,14 +1,13 @@
 """What goes wrong: each time one clear error that names the thing, nothing lost, nothing half written."""
 import json, os, resource, shutil, signal, subprocess, time
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np, pytest, torch
-from lth_nb import data as D, experiment, networks as nets
-from lth_nb.experiment import ComputeError, Store, StoreError, compute, run_call, step
+from lth_nb import data as D, networks as nets
+from lth_nb.experiment import ComputeError, Files, Store, StoreError, close_pools, compute, run_call, step, workers
 from lth_nb.pruning import prune
 from lth_nb.settings import settings
 from lth_nb.training import Recipe, evaluate, init, module_of, train
@@ -138,13 +137,13 @@ def test_full_disk_in_training(small_disk):
 
 def test_killed_between_two_files(tmp_path, monkeypatch):
     "Tensors without their JSON are no result; the next run writes over them."
-    s,put = Store(tmp_path),Store._put
+    s,write = Store(tmp_path),Files.write
     class Killed(BaseException): pass
-    def dying(self, file, data):
-        if file.endswith('.json'): raise Killed
-        put(self, file, data)
+    def dying(self, name, data):
+        if name.endswith('.json'): raise Killed
+        write(self, name, data)
     with monkeypatch.context() as m, pytest.raises(Killed):
-        m.setattr(Store, '_put', dying)
+        m.setattr(Files, 'write', dying)
         run(numbers(3), s)
     assert not s.has(numbers(3).path) and s.paths() == []
     assert float(run(numbers(3), s)['w'][0]) == 3 and whole(tmp_path)
@@ -291,13 +290,10 @@ def deadly(flag, x):
 @pytest.fixture
 def forked(monkeypatch):
     "Pools that start in no time."
-    def pool(workers):
-        if workers not in experiment._pools: experiment._pools[workers] = ProcessPoolExecutor(workers, mp_context=get_context('fork'))
-        return experiment._pools[workers]
-    experiment.close_pools()
-    monkeypatch.setattr(experiment, '_pool', pool)
+    close_pools()
+    monkeypatch.setattr(workers, 'get_context', lambda how: get_context('fork'))
     yield
-    experiment.close_pools()
+    close_pools()
 
 @pytest.mark.timeout(120)
 @pytest.mark.filterwarnings('ignore:.*fork.*:DeprecationWarning')

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np, pytest, torch
 from lth_nb import data as D, networks as nets
-from lth_nb.experiment import (FIGURES, Needs, Store, StoreError, Stores, Verdict, close_pools, compute, decide, default_store, digest, expression,
-                               figure, mean_interval, missing, run_call, step, table)
+from lth_nb.experiment import (FIGURES, Needs, Store, StoreError, Stores, Verdict, close_pools, compute, decide, default_store, expression,
+                               figure, key_of, mean_interval, missing, run_call, step, table)
 from lth_nb.training import Recipe, init, train
 
 
@@ -70,8 +70,8 @@ def test_a_version_is_another_result():
 def test_keys_do_not_move():
     "Results made with an earlier lth_nb are found again: these keys must never change."
     r = Recipe('24K', batch=60, optimizer='adam', lr=12e-4)
-    assert digest({'a': [1, .5, None, 'x']}) == '077505fddd57afb6ed88'
-    assert add(square(3), 4).key == 'fb51a6c945b87e590cb0' and digest(r) == '51844b2a8e4d990a243f'
+    assert key_of({'a': [1, .5, None, 'x']}) == '077505fddd57afb6ed88'
+    assert add(square(3), 4).key == 'fb51a6c945b87e590cb0' and key_of(r) == '51844b2a8e4d990a243f'
     assert train(init(nets.lenet_300_100, seed=1), D.mnist(), r, order=2).at('end').key == '206d320278a3367834e8'
 
 @pytest.mark.parametrize('bad', (lambda x: x, object(), open, b'bytes', {1, 2}, float('nan'), float('inf'), torch.ones(2)))
@@ -181,7 +181,7 @@ def test_remote_results_of_others_are_seen(s3):
     s3.put_object(Bucket='bucket', Key=f'others/{n.path}.json', Body=json.dumps(record).encode())
     assert run(n, s) == -1 and n.path in s.paths()
     new = Store('s3://bucket/begun_elsewhere')
-    assert not new.has(n.path) and 'bucket/others' in new.fs.ls('bucket')   # by now the folder is known not to be there
+    assert not new.has(n.path) and 'bucket/others' in new.files.fs.ls('bucket')   # by now the folder is known not to be there
     s3.put_object(Bucket='bucket', Key=f'begun_elsewhere/{n.path}.json', Body=json.dumps(record).encode())
     assert run(n, new) == -1
 
@@ -193,8 +193,8 @@ def test_remote_store_is_listed_not_asked(s3, monkeypatch):
     s = Store(s.url)
     asked = []
     for name in ('exists', 'find', 'cat_file', 'info', 'ls'):
-        f = getattr(s.fs, name)
-        monkeypatch.setattr(s.fs, name, lambda *a, _f=f, **k: (asked.append(a), _f(*a, **k))[1])
+        f = getattr(s.files.fs, name)
+        monkeypatch.setattr(s.files.fs, name, lambda *a, _f=f, **k: (asked.append(a), _f(*a, **k))[1])
     assert [s.has(f'a/{c}') for c in 'bcdefghijklmnop'] == [True] + [False]*14
     assert len(asked) <= 3
 
@@ -212,7 +212,7 @@ def test_s3_that_is_not_there(s3, monkeypatch):
     "One clear error, which names the place."
     s = Store('s3://bucket/broken')
     def full(*a, **k): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(s.fs, 'pipe_file', full)
+    monkeypatch.setattr(s.files.fs, 'pipe_file', full)
     with pytest.raises(StoreError, match='bucket/broken/a/b.json.*No space left'): s.write('a/b', {'w': torch.ones(3)})
     monkeypatch.undo()
     assert Store(s.url).paths() == []
@@ -407,6 +407,6 @@ def test_a_written_form_is_never_stale():
         n:int = 0
         ks:object = ()
     loose,fixed,inner = Loose(1),Fixed(1),Fixed(1, [1])
-    before = [digest(x) for x in (loose, fixed, inner)]
+    before = [key_of(x) for x in (loose, fixed, inner)]
     loose.n = 2; inner.ks.append(2)
-    assert digest(loose) != before[0] and digest(inner) != before[2] and digest(replace(fixed, n=2)) != before[1] == digest(Fixed(1))
+    assert key_of(loose) != before[0] and key_of(inner) != before[2] and key_of(replace(fixed, n=2)) != before[1] == key_of(Fixed(1))
