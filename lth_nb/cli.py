@@ -19,7 +19,8 @@ def figures(chapter:str=None # One chapter, or None for all that are there
     "The registered figures. Raises `ValueError` for a chapter that does not exist."
     there = [c for c in CHAPTERS if importlib.util.find_spec(f'lth_nb.{c}')]
     if chapter and chapter not in there: raise ValueError(f'no chapter {chapter!r}; there are {", ".join(there)}')
-    for c in [chapter] if chapter else there: importlib.import_module(f'lth_nb.{c}')
+    for c in [chapter] if chapter else there:
+        importlib.import_module(f'lth_nb.figures.{c}' if importlib.util.find_spec(f'lth_nb.figures.{c}') else f'lth_nb.{c}')
     return [f for f in FIGURES.values() if not chapter or f.id.startswith(chapter + '/')]
 
 def _needs(x):
