@@ -187,15 +187,18 @@ def data_path(case, device, seconds):
 def recorded(rep):
     "The gather of a step as a CUDA graph of its own, and a new window of rows every hundred."
     rep.run(1)
-    look = lambda: rep.batches.data.gather(rep.rows.index_select(0, rep.at)[0], rep.crops.index_select(0, rep.at)[0] if rep.crops is not None else None,
-                                           dtype=rep.batches.dtype)
-    rep.at.fill_(0); look(); torch.cuda.synchronize()
-    g = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(g): look()
+    way = rep.way
+    way.at.fill_(0)
+    way.batch(rep)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph): way.batch(rep)
     def run(n):
         for i in range(n):
-            if i % 100 == 0: rep.window = None; rep._enter(i)
-            g.replay()
+            if i % 100 == 0:
+                way.window = None
+                way.enter(rep, i)
+            graph.replay()
     return run
 
 

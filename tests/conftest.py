@@ -32,3 +32,25 @@ def real_data(monkeypatch):
     if not (DATA/'MNIST/raw').is_dir(): pytest.skip(f'no MNIST in {DATA}')
     monkeypatch.setenv('LTH_NB_DATA', str(DATA))
     return DATA
+
+
+@pytest.fixture
+def on_cpu(monkeypatch): monkeypatch.setenv('LTH_NB_DEVICE', 'cpu')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    "Two tiny sets of random images: (28 x 28 grey, 16 x 16 colour)."
+    import numpy as np
+    from lth_nb.data import npz
+    g = np.random.default_rng(0)
+    out = []
+    for name,shape,n in (('grey', (28, 28), 200), ('colour', (16, 16, 3), 60)):
+        arrays = {}
+        for split,m in (('train', n), ('test', 40)):
+            arrays[f'{split}_images'] = g.integers(0, 256, (m, *shape), dtype=np.uint8)
+            arrays[f'{split}_labels'] = np.r_[np.arange(10), g.integers(0, 10, m - 10)]
+        file = tmp_path_factory.mktemp('images')/f'{name}.npz'
+        np.savez(file, **arrays)
+        out.append(npz(file))
+    return out

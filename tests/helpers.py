@@ -1,5 +1,83 @@
-"""What several tests need to say what they mean."""
+"""Toys that several test files share: a small task, two networks and their recipes, masks, and a plain loop to compare with."""
+import pytest, torch, torch.nn.functional as F
+from lth_nb import networks as nets
+from lth_nb.data import mnist1d
+from lth_nb.pruning import prunable_weights
+from lth_nb.training import Recipe, init
 
+toy = mnist1d(train=256, test=128)
+conv = nets.mnist1d_conv
+mlp = nets.mnist1d_mlp
+SGD = Recipe(60, batch=32, lr=.1, milestones=(30, 50), warmup=8, weight_decay=1e-3)
+ADAM = Recipe(60, batch=32, optimizer='adam', lr=2e-3, milestones=(30, 50), warmup=8)
+KINDS = [pytest.param(conv, SGD, id='conv-sgd'), pytest.param(mlp, ADAM, id='mlp-adam')]
+
+
+def image_task(name, images):
+    "A network for images with data, batch and whether they are cropped: LeNet on the grey ones, ResNet-20 on the colour ones."
+    if name == 'resnet20': return nets.resnet20, images[1], 8, True
+    return nets.lenet_300_100, images[0], 60, False
+
+
+# ------------------------------------------------------------------ comparing
+
+def identical(a, b):
+    "Two values, tensors in them byte for byte; a number that is none equals itself."
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+    if isinstance(a, dict): return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, list): return len(a) == len(b) and all(map(identical, a, b))
+    return a == b or a != a and b != b
+
+def same(a, b, parts=('weights', 'buffers', 'slots')):
+    "Whether two states agree in some of their parts, byte for byte, signs of zeros included."
+    return all(identical(a[part], b[part]) for part in parts)
+
+def assert_close(a, b, what):
+    "Relative to the largest entry."
+    error = float((a - b).abs().max()/b.abs().max().clamp(min=1e-30))
+    assert error < 1e-10, f'{what}: {error}'
+
+
+# ------------------------------------------------------------------ masks
+
+def random_mask(network, seed=0):
+    "A mask with about half of every layer."
+    g = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(w.shape, generator=g) < .5 for name,w in prunable_weights(init.fn(network, 0)).items()}
+
+def pruned_places(state, mask):
+    "What a state has where the mask prunes: in its weights and in each of the optimiser's averages."
+    tensors = (state['weights'], *state['slots'].values())
+    return torch.cat([t[name][~m].flatten() for t in tensors for name,m in mask.items()])
+
+def plus_zero(t): return bool((t == 0).all()) and not bool(t.signbit().any())
+
+
+# ------------------------------------------------------------------ the plain loop
+
+def plain_loop(network, batches, recipe, n, mask=None):
+    """The loop of the tutorials, in float64: the network, and the optimiser's state of each parameter.
+    Masks the other way round: weights zeroed once, gradients masked before each step."""
+    net = network.create(0).double().train()
+    parameters = dict(net.named_parameters())
+    how = dict(lr=1., weight_decay=recipe.weight_decay)
+    if recipe.optimizer == 'sgd': optimizer = torch.optim.SGD(parameters.values(), momentum=recipe.momentum, **how)
+    else: optimizer = torch.optim.Adam(parameters.values(), betas=recipe.betas, eps=recipe.eps, **how)
+    mask = mask or {}
+    for name,m in mask.items(): parameters[name].data.mul_(m)
+    for step in range(n):
+        passed = sum(step >= milestone for milestone in recipe.milestones)
+        optimizer.param_groups[0]['lr'] = recipe.lr*min(1, step/recipe.warmup)*recipe.gamma**passed
+        x, y = batches[step]
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        for name,m in mask.items(): parameters[name].grad.mul_(m)
+        optimizer.step()
+    return net, {name: optimizer.state[p] for name,p in parameters.items()}
+
+
+# ------------------------------------------------------------------ figures
 
 def named(cases, name):
     "The case of that name: of a list of cases, or the values of that name in a dictionary with one entry a case."

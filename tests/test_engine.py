@@ -1,6 +1,5 @@
 """The engine: every way of running against a plain loop, replicas alone and among others, memory, hooks, evaluation in place."""
 import math, time
-from collections import deque
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -9,8 +8,10 @@ from lth_nb import networks as nets
 from lth_nb.engine import WINDOW, Lane, Probe, Replica, Trace, Weights, adam, module_of, sgd
 from lth_nb.experiment import Fleet, Progress, Store, compute, workers
 from lth_nb.training import Recipe, evaluate, init, interpolate, line, train
-from test_training import ADAM, KINDS, SGD, _on_cpu, close, conv, dead, half, images, mlp, plain, plus_zero, same, toy   # noqa: F401
+from helpers import (ADAM, KINDS, SGD, assert_close, conv, identical, image_task, mlp, plain_loop, plus_zero, pruned_places,
+                     random_mask, same, toy)
 
+pytestmark = pytest.mark.usefixtures('on_cpu')
 WAYS = [pytest.param(False, id='plain'), pytest.param(True, id='driven')]
 
 
@@ -22,19 +23,19 @@ WAYS = [pytest.param(False, id='plain'), pytest.param(True, id='driven')]
 @pytest.mark.parametrize('name', ('lenet_300_100', 'resnet20'))
 def test_every_way_is_the_plain_loop(images, name, optimizer, masked, driven):
     "In float64, across warmup, two milestones, the end of an epoch, and stops in between."
-    network,data,batch,aug = ((nets.lenet_300_100, images[0], 60, False), (nets.resnet20, images[1], 8, True))[name == 'resnet20']
+    network, data, batch, aug = image_task(name, images)
     recipe = Recipe(12, batch=batch, optimizer=optimizer, lr=.05 if optimizer == 'sgd' else 2e-3, milestones=(6, 9), warmup=4, weight_decay=1e-2,
                     augment=aug, precision='fp64')
-    mask = half(network) if masked else None
-    net,slots = plain(network, data.load().batches(batch, 5, aug, dtype=torch.float64), recipe, 12, mask)
+    mask = random_mask(network) if masked else None
+    net,slots = plain_loop(network, data.load().batches(batch, 5, aug, dtype=torch.float64), recipe, 12, mask)
     rep = Replica(init.fn(network, 0), data, recipe, order=5, first=0, mask=mask, driven=driven)
     assert rep.driven == driven
     for until in (1, 7, 12): rep.run(until)
     got = rep.state()
     for k,p in net.named_parameters():
-        close(got['weights'][k], p.data, k)
-        for slot in got['slots']: close(got['slots'][slot][k], slots[k][slot], f'{slot} of {k}')
-    for k,b in net.named_buffers(): close(got['buffers'][k].double(), b.double(), k)
+        assert_close(got['weights'][k], p.data, k)
+        for slot in got['slots']: assert_close(got['slots'][slot][k], slots[k][slot], f'{slot} of {k}')
+    for k,b in net.named_buffers(): assert_close(got['buffers'][k].double(), b.double(), k)
     assert got['count'] == (0 if optimizer == 'sgd' else 12)
 
 
@@ -43,11 +44,12 @@ def test_losses_are_those_of_the_plain_loop(driven):
     "Across the border of a window, and without momentum."
     recipe = replace(SGD, steps=WINDOW + 20, momentum=0., precision='fp64')
     rep = Replica(init.fn(conv, 0), toy, recipe, 3, 0, driven=driven)
-    net,_ = plain(conv, toy.load().batches(32, 3, dtype=torch.float64), recipe, WINDOW + 19)
+    net,_ = plain_loop(conv, toy.load().batches(32, 3, dtype=torch.float64), recipe, WINDOW + 19)
     x,y = toy.load().batches(32, 3, dtype=torch.float64)[WINDOW + 19]
     rep.run(WINDOW + 19)
     got = float(rep.run(WINDOW + 20))
-    assert got == pytest.approx(float(F.cross_entropy(net(x), y).detach()), rel=1e-5) and 'momentum_buffer' not in rep.slots
+    assert got == pytest.approx(float(F.cross_entropy(net(x), y).detach()), rel=1e-5)
+    assert 'momentum_buffer' not in rep.model.slots
 
 
 @pytest.mark.parametrize('driven', WAYS)
@@ -66,12 +68,12 @@ def test_fork_and_resume_bit_for_bit(network, recipe, driven):
 @pytest.mark.parametrize('network,recipe', [*KINDS, pytest.param(conv, replace(SGD, precision='bf16'), id='conv-bf16'),
                                             pytest.param(conv, replace(SGD, optimizer='adam', lr=1e-2), id='conv-adam')])
 def test_pruned_is_plus_zero_after_every_driven_step(network, recipe):
-    mask = half(network)
+    mask = random_mask(network)
     start = Replica(init.fn(network, 0), toy, recipe, 0, 0)
     start.run(5)
     rep = Replica(start.state(), toy, recipe, 0, 5, mask=mask, driven=True)
     for s in range(5, 15):
-        assert plus_zero(dead(rep.state(), mask)), f'before step {s}'
+        assert plus_zero(pruned_places(rep.state(), mask)), f'before step {s}'
         rep.run(s + 1)
     alive = torch.cat([rep.state()['weights'][k][m] for k,m in mask.items()])
     assert bool((alive != 0).all()) and alive.isfinite().all()
@@ -141,12 +143,6 @@ def grid():
     later = train(t[0].at(40), toy, replace(SGD, steps=130), order=5)
     return [x.at(w) for x in t for w in (0, 33, 'end')] + [later.at('end'), t[2].watch([10, 100, 205], evaluate, data=toy), line(t[0].at('end'), later.at('end'), toy, alphas=3)]
 
-def identical(a, b):
-    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
-    if isinstance(a, dict): return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
-    if isinstance(a, list): return len(a) == len(b) and all(map(identical, a, b))
-    return a == b or a != a and b != b
-
 @pytest.mark.filterwarnings('ignore:diverged')
 def test_alone_and_among_others(tmp_path):
     "One after another, in turns in one process, over two processes: the same bits."
@@ -203,24 +199,32 @@ def test_errors_in_a_fleet_stay_with_their_call(tmp_path):
 class Event:
     "Has come when it has been asked for twice, or waited for."
     def __init__(self): self.asked = 0
-    def query(self): self.asked += 1; return self.asked > 2
+    def query(self):
+        self.asked += 1
+        return self.asked > 2
     def synchronize(self): self.asked = 9
 
-class EagerLane(Lane):
-    def __init__(self, rep):
-        self.rep,self.flight,self.sent,self.replay,self.most = rep,deque(),rep.step,None,0
-        self.finite = [torch.zeros(WINDOW, dtype=torch.bool) for _ in range(2)]
+class EagerStream:
+    "What a CUDA stream is asked for, done at once."
     def here(self): return nullcontext()
-    def mark(self): self.most = max(self.most, len(self.flight) + 1); return Event()
-    def record(self, n):
-        def replay():
-            for _ in range(n): self.rep.driven_step()
-        if int(self.rep.at) + n <= WINDOW: replay()   # leaves traces, as a real recording might, to be wiped away
-        return replay
+    def mark(self): return Event()
+    def record(self, work):
+        try: work()   # leaves traces, as a real recording might, to be wiped away
+        except IndexError: pass   # beyond the window's rows; a real recording takes no step
+        return work
+    def landing(self): return torch.zeros(WINDOW, dtype=torch.bool)
+    def synchronize(self): pass
+
+class WatchedLane(Lane):
+    "Counts how many windows are under way."
+    most = 0
+    def push(self, n):
+        super().push(n)
+        self.most = max(self.most, len(self.flight))
 
 def in_lane(state, recipe, order, first=0, **kw):
     rep = Replica(state, toy, recipe, order, first, driven=True, **kw)
-    rep.lane = EagerLane(rep)
+    rep.lane = WatchedLane(rep, EagerStream())
     return rep
 
 @pytest.mark.parametrize('network,recipe', KINDS)
@@ -236,7 +240,7 @@ def test_a_lane_is_the_plain_way(network, recipe):
     fork = in_lane(middle, r, 1, 200)
     for until in (233, 240, 430): lane.run(until)
     for rep in (fork, driven, ordinary): rep.run(430)
-    assert lane.lane.most == 2 and set(lane.lane.replay) == ({1, 10} if len(lane.weights.params) <= 12 else {1})
+    assert lane.lane.most == 2 and set(lane.lane.way.calls) == ({1, 10} if len(lane.weights.params) <= 12 else {1})
     assert same(lane.state(), driven.state()) and same(fork.state(), driven.state())
     for k,w in ordinary.state()['weights'].items(): assert float((lane.state()['weights'][k] - w).abs().max()) < 1e-6, k
     assert trace.values()['norm'].isfinite().all()
@@ -275,7 +279,7 @@ def test_a_fleet_of_lanes(tmp_path, monkeypatch):
     once = Replica.__init__
     def begin(self, *args, **kw):
         once(self, *args, **{**kw, 'driven': True})
-        self.lane = EagerLane(self)
+        self.lane = Lane(self, EagerStream())
     alone = compute(grid()[:-1], store=Store(tmp_path/'alone'), workers=1, quiet=True)
     monkeypatch.setattr(Replica, '__init__', begin)
     one,many = (compute(grid()[:-1], store=Store(tmp_path/str(n)), executor=Fleet(n), quiet=True) for n in (1, 16))
@@ -398,7 +402,7 @@ def test_a_hook_changes_the_gradient(driven):
         loss = F.cross_entropy(net(x), y) + .15*sum((p - .01).square().sum() for p in net.parameters())
         opt.zero_grad(); loss.backward()
         opt.param_groups[0]['lr'] = SGD.lr*min(1, s/SGD.warmup); opt.step()
-    for k,p in net.named_parameters(): close(rep.state()['weights'][k], p.data, k)
+    for k,p in net.named_parameters(): assert_close(rep.state()['weights'][k], p.data, k)
 
 
 # ------------------------------------------------------------------ evaluation in place
@@ -430,7 +434,7 @@ def test_streamed_images_train_and_are_measured(tmp_path):
     "Images that are read from files as they are needed: the same replica twice, stopped and forked; worker processes change nothing."
     from PIL import Image
     import numpy as np
-    from lth_nb.data import imagenet
+    from lth_nb.data import Data, imagenet
     g = np.random.default_rng(0)
     for split,n in (('train', 8), ('val', 3)):
         for c in 'ab':
@@ -439,7 +443,7 @@ def test_streamed_images_train_and_are_measured(tmp_path):
     data,net = imagenet(path=tmp_path, size=32),replace(nets.resnet20, classes=2)
     recipe = Recipe(6, batch=5, lr=.05, augment=True, milestones=())
     whole,part = (Replica(init.fn(net, 0), data, recipe, 1, 0) for _ in range(2))
-    assert not whole.resident and not whole.driven
+    assert not isinstance(whole.batches.data, Data) and not whole.driven
     whole.run(6); part.run(3)
     fork = Replica(part.state(), data, recipe, 1, 3)
     fork.batches = data.load().batches(5, 1, True, workers=2)
@@ -493,16 +497,16 @@ def test_cuda_probe_is_the_module(images, monkeypatch, x):
 @pytest.mark.parametrize('name,optimizer', [pytest.param(n, o, marks=cuda) for n in ('lenet_300_100', 'resnet20') for o in ('sgd', 'adam')])
 def test_cuda_graphs_are_the_plain_loop(images, name, optimizer):
     "In float64, masked, through windows and graphs of ten steps; with a trace of every step."
-    network,data,batch,aug = ((nets.lenet_300_100, images[0], 60, False), (nets.resnet20, images[1], 8, True))[name == 'resnet20']
+    network, data, batch, aug = image_task(name, images)
     r = Recipe(WINDOW + 35, batch=batch, optimizer=optimizer, lr=.01 if optimizer == 'sgd' else 1e-3, warmup=3, milestones=(6,), weight_decay=1e-3, augment=aug, precision='fp64')
-    mask,ends,norms = half(network),[],[]
+    mask,ends,norms = random_mask(network),[],[]
     n = WINDOW + 35 if network is nets.lenet_300_100 else 12   # a BatchNorm network drifts apart even in float64
     for device in ('cpu', 'cuda'):
         trace = Trace(norm=lambda rep: rep.weights.grad.norm())
         rep = Replica(init.fn(network, 0), data, r, 1, 0, mask=mask, device=device, hooks=[trace])
         rep.run(n); ends.append(rep.state()); norms.append(trace.values()['norm'][:n])
     for k,w in ends[0]['weights'].items(): assert float((ends[1]['weights'][k] - w).abs().max()/w.abs().max()) < 1e-7, k
-    assert torch.allclose(*norms, rtol=1e-4) and plus_zero(dead(ends[1], mask))
+    assert torch.allclose(*norms, rtol=1e-4) and plus_zero(pruned_places(ends[1], mask))
 
 
 @pytest.mark.parametrize('rule', [pytest.param(r, marks=cuda) for r in ('averaged', 'reestimated')])

@@ -3,106 +3,46 @@ import math, time
 from dataclasses import replace
 from fractions import Fraction
 
-import numpy as np, pytest, torch, torch.nn.functional as F
+import pytest, torch, torch.nn.functional as F
 from lth_nb import data as D, networks as nets
 from lth_nb.experiment import Store, compute, missing, run_call, step
-from lth_nb.pruning import prune, prunable_weights
+from lth_nb.pruning import prune
 from lth_nb.data import mnist1d
 from lth_nb.networks import mnist1d_mlp
+from helpers import (ADAM, KINDS, SGD, assert_close, conv, image_task, mlp, plain_loop, plus_zero, pruned_places, random_mask, same,
+                     toy)
 from lth_nb.training import (TABLE_1, Recipe, Replica, evaluate, init, instability, interpolate, learning_rates, line, module_of, reestimate,
                              steps, train)
 
 
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch): monkeypatch.setenv('LTH_NB_DEVICE', 'cpu')
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    "Two tiny sets of random images: (28 x 28 grey, 16 x 16 colour)."
-    g,out = np.random.default_rng(0),[]
-    for name,shape,n in (('grey', (28, 28), 200), ('colour', (16, 16, 3), 60)):
-        arrays = {f'{s}_{k}': v for s,m in (('train', n), ('test', 40)) for k,v in
-                  (('images', g.integers(0, 256, (m, *shape), dtype=np.uint8)), ('labels', np.r_[np.arange(10), g.integers(0, 10, m - 10)]))}
-        f = tmp_path_factory.mktemp('images')/f'{name}.npz'
-        np.savez(f, **arrays)
-        out.append(D.npz(f))
-    return out
-
-
-toy = D.mnist1d(train=256, test=128)
-conv,mlp = nets.mnist1d_conv,nets.mnist1d_mlp
-SGD = Recipe(60, batch=32, lr=.1, milestones=(30, 50), warmup=8, weight_decay=1e-3)
-ADAM = Recipe(60, batch=32, optimizer='adam', lr=2e-3, milestones=(30, 50), warmup=8)
-KINDS = [pytest.param(conv, SGD, id='conv-sgd'), pytest.param(mlp, ADAM, id='mlp-adam')]
+pytestmark = pytest.mark.usefixtures('on_cpu')
 
 def run(x, store): return compute(x, store=store, workers=1, quiet=True)
 
-def same(a, b, parts=('weights', 'buffers', 'slots')):
-    "Bit for bit, signs of zeros included."
-    bits = lambda t: t.contiguous().view(torch.int32) if t.dtype == torch.float32 else t
-    return all(a[p].keys() == b[p].keys() for p in parts) and all(
-        same(a[p], b[p], a[p]) if a[p] and isinstance(next(iter(a[p].values())), dict) else
-        all(torch.equal(bits(a[p][k]), bits(b[p][k])) for k in a[p]) for p in parts if p in a)
-
-def half(network, seed=0):
-    "A mask with about half of every layer."
-    g = torch.Generator().manual_seed(seed)
-    return {k: torch.rand(w.shape, generator=g) < .5 for k,w in prunable_weights(init.fn(network, 0)).items()}
-
-def dead(state, mask):
-    "Every pruned place of the weights and of each of the optimiser's averages."
-    return torch.cat([t[k][~m].flatten() for t in (state['weights'], *state['slots'].values()) for k,m in mask.items()])
-
-def plus_zero(t): return bool((t == 0).all()) and not bool(t.signbit().any())
-
-
 # ------------------------------------------------------------------ against a plain loop
-
-def plain(network, batches, recipe, n, mask=None):
-    "The loop of the tutorials, in float64. Masks the other way round: weights zeroed once, gradients masked before each step."
-    net = network.create(0).double().train()
-    ps = dict(net.named_parameters())
-    opt = (torch.optim.SGD(ps.values(), lr=1., momentum=recipe.momentum, weight_decay=recipe.weight_decay) if recipe.optimizer == 'sgd' else
-           torch.optim.Adam(ps.values(), lr=1., betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay))
-    for k,m in (mask or {}).items(): ps[k].data.mul_(m)
-    for s in range(n):
-        rate = recipe.lr*min(1, s/recipe.warmup)*recipe.gamma**sum(s >= m for m in recipe.milestones)
-        for g in opt.param_groups: g['lr'] = rate
-        x,y = batches[s]
-        opt.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        for k,m in (mask or {}).items(): ps[k].grad.mul_(m)
-        opt.step()
-    return net, {k: opt.state[p] for k,p in ps.items()}
-
-def close(a, b, what): # relative to the largest entry
-    err = float((a - b).abs().max()/b.abs().max().clamp(min=1e-30))
-    assert err < 1e-10, f'{what}: {err}'
-
 
 @pytest.mark.parametrize('masked', (False, True), ids=('dense', 'masked'))
 @pytest.mark.parametrize('optimizer', ('sgd', 'adam'))
 @pytest.mark.parametrize('name', ('lenet_300_100', 'resnet20'))
 def test_engine_is_the_plain_loop(images, name, optimizer, masked):
     "Weights, BatchNorm statistics and the optimiser's averages, across warmup, two milestones and the end of an epoch."
-    network,data,batch,aug = ((nets.lenet_300_100, images[0], 60, False), (nets.resnet20, images[1], 8, True))[name == 'resnet20']
+    network, data, batch, aug = image_task(name, images)
     recipe = Recipe(12, batch=batch, optimizer=optimizer, lr=.05 if optimizer == 'sgd' else 2e-3, milestones=(6, 9), warmup=4, weight_decay=1e-2,
                     augment=aug, precision='fp64')
-    mask = half(network) if masked else None
-    net,slots = plain(network, data.load().batches(batch, 5, aug, dtype=torch.float64), recipe, 12, mask)
+    mask = random_mask(network) if masked else None
+    net,slots = plain_loop(network, data.load().batches(batch, 5, aug, dtype=torch.float64), recipe, 12, mask)
     rep = Replica(init.fn(network, 0), data, recipe, order=5, first=0, mask=mask)
     rep.run(7); rep.run(12)
     got = rep.state()
     assert got['step'] == 12
     for k,p in net.named_parameters():
         assert got['weights'][k].dtype == torch.float64 and got['weights'][k].shape == p.shape
-        close(got['weights'][k], p.data, k)
-        for slot in got['slots']: close(got['slots'][slot][k], slots[k][slot], f'{slot} of {k}')
+        assert_close(got['weights'][k], p.data, k)
+        for slot in got['slots']: assert_close(got['slots'][slot][k], slots[k][slot], f'{slot} of {k}')
     assert set(got['slots']) == ({'momentum_buffer'} if optimizer == 'sgd' else {'exp_avg', 'exp_avg_sq'})
     assert got['count'] == (0 if optimizer == 'sgd' else 12)
-    for k,b in net.named_buffers(): close(got['buffers'][k].double(), b.double(), k)
-    if masked: assert plus_zero(dead(got, mask)) and not any(bool((got['weights'][k][m] == 0).any()) for k,m in mask.items())
+    for k,b in net.named_buffers(): assert_close(got['buffers'][k].double(), b.double(), k)
+    if masked: assert plus_zero(pruned_places(got, mask)) and not any(bool((got['weights'][k][m] == 0).any()) for k,m in mask.items())
 
 
 def test_order_and_augmentation_reach_the_engine(images):
@@ -116,7 +56,7 @@ def test_order_and_augmentation_reach_the_engine(images):
 
 def test_a_callers_state_is_not_changed():
     a,b = init.fn(conv, 0),init.fn(conv, 0)
-    Replica(a, toy, SGD, 0, 0, mask=half(conv)).run(3)
+    Replica(a, toy, SGD, 0, 0, mask=random_mask(conv)).run(3)
     assert same(a, b)
 
 
@@ -132,7 +72,7 @@ def shift(state, ref): return float(sum((w - ref['weights'][k]).double().square(
 @pytest.mark.parametrize('network,recipe', KINDS)
 def test_fork_is_the_uninterrupted_run(tmp_path, network, recipe, masked):
     "From a state read back from the store, at a step within warmup, between milestones, and off the epoch's end."
-    mask = half(network) if masked else None
+    mask = random_mask(network) if masked else None
     whole = Replica(init.fn(network, 0), toy, recipe, 1, 0, mask=mask)
     whole.run(60)
     store,runs = Store(tmp_path),train(init(network, seed=0), toy, recipe, order=1, mask=mask and masked_node(network))
@@ -141,11 +81,11 @@ def test_fork_is_the_uninterrupted_run(tmp_path, network, recipe, masked):
     assert same(states['end'], whole.state(), ('weights', 'buffers')), 'through the store, or at once'
     for k in ('f3', 'f37'): assert same(states[k], states['end']) and states[k]['step'] == 60
     assert same(run(forks[3].at(37), store), states['k37']), 'in the middle, averages included'
-    if masked: assert all(plus_zero(dead(s, mask)) for s in states.values())
+    if masked: assert all(plus_zero(pruned_places(s, mask)) for s in states.values())
     assert not same(states['k37'], states['end'], ('weights',))
 
 @step(store=False)
-def half_mask(name): return half(nets.Network(name))
+def half_mask(name): return random_mask(nets.Network(name))
 
 def masked_node(network): return half_mask(network.name)
 
@@ -256,13 +196,13 @@ def test_stored_states_save_training(tmp_path, monkeypatch):
                                             pytest.param(conv, replace(SGD, precision='bf16'), id='conv-bf16')])
 def test_pruned_weights_are_plus_zero_after_every_step(network, recipe):
     "In weights and averages, from the first moment on, under weight decay; although the state it starts from has values there."
-    mask = half(network)
+    mask = random_mask(network)
     start = Replica(init.fn(network, 0), toy, recipe, 0, 0)
     start.run(5)
     rep = Replica(start.state(), toy, recipe, 0, 5, mask=mask)
-    assert not plus_zero(dead(start.state(), mask))
+    assert not plus_zero(pruned_places(start.state(), mask))
     for s in range(5, 20):
-        assert plus_zero(dead(rep.state(), mask)), f'before step {s}'
+        assert plus_zero(pruned_places(rep.state(), mask)), f'before step {s}'
         rep.run(s + 1)
     alive = torch.cat([rep.state()['weights'][k][m] for k,m in mask.items()])
     assert bool((alive != 0).all()) and torch.isfinite(alive).all()
@@ -272,14 +212,14 @@ def test_pruned_weights_are_plus_zero_after_every_step(network, recipe):
 def test_an_infinite_gradient_does_not_wake_pruned_weights():
     "Weights there stay +0 while all around them goes to NaN."
     for recipe in (SGD, replace(SGD, optimizer='adam')):
-        mask = half(conv)
+        mask = random_mask(conv)
         rep = Replica(init.fn(conv, 0), toy, recipe, 0, 0, mask=mask)
         rep.run(10)
         x,y = rep.batches[10]
         rep.batches = {10: (torch.full_like(x, float('inf')), y)}
         rep.run(11)
         assert any(w.isnan().any() for w in rep.state()['weights'].values())
-        assert plus_zero(dead(rep.state(), mask))
+        assert plus_zero(pruned_places(rep.state(), mask))
 
 
 def test_pruned_weights_are_zero_in_every_stored_state(tmp_path):
@@ -292,7 +232,7 @@ def test_pruned_weights_are_zero_in_every_stored_state(tmp_path):
         if m is not None:
             mask = run(m, store)
             files = [p for p in store.paths('trajectory') if p.startswith(f'trajectory/{t.node.call}/')]
-            assert len(files) == 4 and all(plus_zero(dead(store.read(p), mask)) for p in files)
+            assert len(files) == 4 and all(plus_zero(pruned_places(store.read(p), mask)) for p in files)
         m = prune(t.at('end'), mask=m, fraction=.3)
 
 
@@ -309,14 +249,14 @@ def test_rewinding_restores_everything(tmp_path, network, recipe):
     rep = Replica(state, toy, recipe, 3, k)
     assert same(rep.state(), state) and rep.step == k
     assert not same(state, end, ('weights',)) and (network is mlp or not same(state, end, ('buffers',)))
-    assert rep.lr[rep.step] == pytest.approx(recipe.lr*.1, rel=1e-12), 'after the milestone at 30'
+    assert float(rep.rates[rep.step]) == pytest.approx(recipe.lr*.1, rel=1e-12), 'after the milestone at 30'
     order = toy.load().batches(32, 3)
     x,y = rep.batches[rep.step]
     assert torch.equal(x, order[k][0]) and torch.equal(y, order[k][1]) and not torch.equal(x, order[0][0])
     rep.run(60)
     assert same(rep.state(), end, ('weights', 'buffers'))
     reset = Replica(state, toy, recipe, 3, 0)
-    assert reset.lr[reset.step] == 0 and torch.equal(reset.batches[reset.step][0], order[0][0]), 'the schedule reset: from its first step'
+    assert reset.rates[reset.step] == 0 and torch.equal(reset.batches[reset.step][0], order[0][0]), 'the schedule reset: from its first step'
     assert train(t.at(k), toy, recipe, order=3, first=0).first == 0
 
 
@@ -462,11 +402,11 @@ def test_an_infinite_gradient_ends_a_replica(driven):
     class Blow:
         def gradient(self, rep): rep.weights.grad += torch.where(torch.tensor(self.step(rep) == 10), math.inf, 0.)
         def step(self, rep): return int(rep.t) if rep.driven else rep.step
-    mask = half(conv)
+    mask = random_mask(conv)
     rep = Replica(init.fn(conv, 0), toy, SGD, 0, 0, mask=mask, driven=driven, hooks=[Blow()])
     rep.run(10); assert rep.diverged is None and 'diverged' not in rep.state()
     rep.run(60)
-    assert rep.diverged == 11 and rep.state()['diverged'] == 11 and plus_zero(dead(rep.state(), mask))
+    assert rep.diverged == 11 and rep.state()['diverged'] == 11 and plus_zero(pruned_places(rep.state(), mask))
     again = Replica(init.fn(conv, 0), toy, SGD, 0, 0, mask=mask, driven=driven, hooks=[Blow()])
     again.run(11)   # the weights are lost, no loss has said so yet
     assert again.state()['diverged'] == 11
@@ -544,16 +484,16 @@ def test_table_1_has_nine_rows(): assert len(TABLE_1) == 9
 @pytest.mark.parametrize('name,optimizer', (('lenet_300_100', 'adam'), ('resnet20', 'sgd')))
 def test_cuda_is_near_the_cpu(images, name, optimizer, masked):
     "The same replica in float64: crops, order, schedule and mask are the same, only sums are ordered differently."
-    network,data,batch,aug = ((nets.lenet_300_100, images[0], 60, False), (nets.resnet20, images[1], 8, True))[name == 'resnet20']
+    network, data, batch, aug = image_task(name, images)
     r = Recipe(8, batch=batch, optimizer=optimizer, lr=.05 if optimizer == 'sgd' else 2e-3, warmup=3, milestones=(6,), weight_decay=1e-3, augment=aug, precision='fp64')
-    mask,ends = half(network) if masked else None,[]
+    mask,ends = random_mask(network) if masked else None,[]
     for device in ('cpu', 'cuda'):
         rep = Replica(init.fn(network, 0), data, r, 1, 0, mask=mask, device=device)
         rep.run(8); ends.append(rep.state())
     for k,w in ends[0]['weights'].items():
         assert ends[1]['weights'][k].device.type == 'cpu'
         assert float((ends[1]['weights'][k] - w).abs().max()/w.abs().max()) < 1e-9, k
-    if masked: assert plus_zero(dead(ends[1], mask))
+    if masked: assert plus_zero(pruned_places(ends[1], mask))
 
 
 @pytest.mark.gpu
