@@ -8,7 +8,7 @@ __all__ = ['SCALES', 'NAMES', 'Settings', 'find_settings', 'settings']
 # %% ../nbs/lib/settings.ipynb #0a052da0
 import os, re
 from configparser import ConfigParser, Error, MissingSectionHeaderError
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 # %% ../nbs/lib/settings.ipynb #2e686b2d
@@ -26,48 +26,73 @@ class Settings:
 
     def __post_init__(self):
         if self.scale not in SCALES: raise ValueError(f'scale={self.scale!r}: use one of {", ".join(SCALES)}')
-        if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', self.device): raise ValueError(f'device={self.device!r}: use auto, cpu, cuda or cuda:N')
+        if not re.fullmatch(r'auto|cpu|cuda(:\d+)?', self.device):
+            raise ValueError(f'device={self.device!r}: use auto, cpu, cuda or cuda:N')
         try: object.__setattr__(self, 'workers', int(str(self.workers)))
         except ValueError: raise ValueError(f'workers={self.workers!r}: use a whole number, 0 for one a core') from None
         if self.workers < 0: raise ValueError(f'workers={self.workers}: use 0 (one a core) or more')
 
 # %% ../nbs/lib/settings.ipynb #a5ca504e
-NAMES = tuple(f.name for f in fields(Settings))
-_ENV = 'LTH_NB_'
+NAMES = tuple(field.name for field in fields(Settings))
 
-def _known(names, where):
-    if wrong := sorted(set(names) - set(NAMES)): raise ValueError(f'unknown setting {", ".join(wrong)} in {where}; there are {", ".join(NAMES)}')
+def _refuse_unknown(names, where):
+    wrong = sorted(set(names) - set(NAMES))
+    if wrong: raise ValueError(f'unknown setting {", ".join(wrong)} in {where}; there are {", ".join(NAMES)}')
 
+# %% ../nbs/lib/settings.ipynb #0ef9df85
 def find_settings(start:str|Path='.' # Folder to start from
     )->Path|None: # The nearest settings.ini upwards, or None
+    "Where the settings stand."
     start = Path(start).resolve()
-    return next((f for p in (start, *start.parents) if (f := p/'settings.ini').is_file()), None)
+    files = (folder/'settings.ini' for folder in (start, *start.parents))
+    return next((file for file in files if file.is_file()), None)
 
+# %% ../nbs/lib/settings.ipynb #a148273f
 def _read(file):
+    "What a settings.ini gives, by name."
     ini = ConfigParser(interpolation=None)
     try: ini.read(file, encoding='utf-8')
-    except MissingSectionHeaderError as e: raise ValueError(f'{file}, line {e.lineno}: {e.line.strip()!r} stands before any section: begin the file with [DEFAULT]') from None
+    except MissingSectionHeaderError as e:
+        line = f'line {e.lineno}: {e.line.strip()!r} stands before any section'
+        raise ValueError(f'{file}, {line}: begin the file with [DEFAULT]') from None
     except (Error, UnicodeDecodeError) as e: raise ValueError(f'{file} cannot be read: {e}') from None
-    if ini.sections(): raise ValueError(f'unknown section {", ".join(ini.sections())} in {file}: put every setting under [DEFAULT]')
-    _known(ini['DEFAULT'], file)
-    return {k: v for k,v in ini['DEFAULT'].items() if v}
+    sections = ', '.join(ini.sections())
+    if sections: raise ValueError(f'unknown section {sections} in {file}: put every setting under [DEFAULT]')
+    _refuse_unknown(ini['DEFAULT'], file)
+    return {name: value for name, value in ini['DEFAULT'].items() if value}
+
+# %% ../nbs/lib/settings.ipynb #371f24ec
+_PREFIX = 'LTH_NB_'
 
 def _environment():
-    env = {k[len(_ENV):].lower(): v for k,v in os.environ.items() if k.startswith(_ENV) and v}
-    _known(env, 'the environment')
-    return env
+    "What the environment gives, by name."
+    given = {name.removeprefix(_PREFIX).lower(): value for name, value in os.environ.items()
+             if name.startswith(_PREFIX) and value}
+    _refuse_unknown(given, 'the environment')
+    return given
+
+# %% ../nbs/lib/settings.ipynb #710a97bf
+def _beside(file, given):
+    "Settings with their folders beside a settings.ini, and the project's published results if it has any."
+    given = dict(given)
+    if not given['published'] and (file.parent/'nbs/results').is_dir(): given['published'] = 'nbs/results'
+    for name in ('data', 'results', 'published'):
+        value = given[name]
+        if value not in ('', 'none') and '://' not in value: given[name] = str(file.parent/Path(value).expanduser())
+    return given
 
 # %% ../nbs/lib/settings.ipynb #fcd1e158
 def settings(start:str|Path='.', # Where to look for settings.ini, upwards
     **keywords # Settings that go over file and environment; None is "not given"
     )->Settings:
-    "Defaults, then settings.ini, then LTH_NB_* of the environment, then keywords. Folders are relative to the file, those of keywords to where one is."
+    """Defaults, then settings.ini, then LTH_NB_* of the environment, then keywords.
+    Folders are relative to the file, those of keywords to where one is."""
     file = find_settings(start)
-    got = {f.name: f.default for f in fields(Settings)} | (_read(file) if file else {}) | _environment()
-    if file:
-        if not got['published'] and (file.parent/'nbs/results').is_dir(): got['published'] = 'nbs/results'
-        for k in ('data', 'results', 'published'):
-            if got[k] not in ('', 'none') and '://' not in got[k]: got[k] = str(file.parent/Path(got[k]).expanduser())
-    _known(keywords, 'the arguments')
-    s = Settings(**got | {k: v for k,v in keywords.items() if v is not None})
-    return replace(s, published='') if s.published == 'none' else s
+    given = asdict(Settings())
+    if file: given |= _read(file)
+    given |= _environment()
+    if file: given = _beside(file, given)
+    _refuse_unknown(keywords, 'the arguments')
+    given |= {name: value for name, value in keywords.items() if value is not None}
+    found = Settings(**given)
+    return replace(found, published='') if found.published == 'none' else found

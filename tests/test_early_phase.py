@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import numpy as np, pytest, torch
 from lth_nb import early_phase as ep, networks as nets
+from lth_nb.claims import Verdict, together
 from lth_nb.data import Data, Split, Turned, augmentation, blur, blurred, cifar10, mnist, mnist1d, random_labels, rotations
-from lth_nb.experiment import FIGURES, Verdict, compute, missing
-from lth_nb.experiment import _nodes as nodes
+from lth_nb.early_phase import pearson
+from lth_nb.experiment import compute, missing, nodes_in
+from lth_nb.figures import early_phase as figs
+from lth_nb.figures.kit import FIGURES, accuracies
 from lth_nb.pruning import prunable_weights
 from lth_nb.training import init, train
 
 CHAPTER = [f for f in FIGURES.values() if f.id.startswith('early_phase/')]
-SMOKE = ep.studies('smoke')[0]
+SMOKE = figs.studies('smoke')[0]
 
 
 def score(a): return dict(test=dict(error=100 - a, loss=1., n=100))
@@ -20,11 +23,11 @@ def score(a): return dict(test=dict(error=100 - a, loss=1., n=100))
 @pytest.mark.parametrize('scale', ('smoke', 'quick', 'cpu', 'gpu', 'paper'))
 def test_plans(scale):
     "Every figure has a plan at every scale, made without data on disk."
-    for f in CHAPTER: assert set(nodes(f.nodes(scale))), f.id
+    for f in CHAPTER: assert set(nodes_in(f.nodes(scale))), f.id
 
 
 def test_paper_plan_is_the_papers():
-    ss = ep.paper_studies()
+    ss = figs.paper_studies()
     assert [s.name for s in ss] == ['ResNet-20', 'ResNet-56', 'ResNet-18', 'WRN-16-8', 'VGG-13']
     s = ss[0]
     assert (s.length, s.recipe.lr, s.recipe.weight_decay, s.recipe.batch, s.seeds, s.pair) == (62500, .1, 1e-4, 128, 5, (500, 2000))
@@ -124,8 +127,8 @@ def test_filters_need_convolutions(weights):
     state = init.fn(nets.mnist1d_conv, seed=0)
     with pytest.raises(ValueError, match='signs k'): ep.perturbed.fn(state, {}, 'magic')
     mlp = replace(SMOKE, network=nets.mnist1d_mlp)
-    with pytest.raises(ValueError, match='no convolution filters'): ep.perturbed_scores(mlp, 4, 'filter, same sign', 1)   # before anything is trained
-    assert len(ep.perturbed_scores(mlp, 4, 'layer', 1)) == SMOKE.seeds
+    with pytest.raises(ValueError, match='no convolution filters'): figs.perturbed_scores(mlp, 4, 'filter, same sign', 1)   # before anything is trained
+    assert len(figs.perturbed_scores(mlp, 4, 'layer', 1)) == SMOKE.seeds
 
 
 @pytest.mark.parametrize('kind', (*ep.PERTURBATIONS, *ep.BASELINE))
@@ -145,7 +148,7 @@ def test_perturbed_states(kind):
     if kind == 'layer, signs 0':
         w0 = prunable_weights(start)
         for n in w: assert torch.equal(new[n][mask[n]].sign(), w0[n][mask[n]].sign()) and same_multiset(new[n][mask[n]].abs(), w[n][mask[n]].abs())
-    e = ep.effect.fn(state, p, mask)
+    e = figs.effect.fn(state, p, mask)
     assert e['std'] == pytest.approx(float((ep.survivors(new, mask) - ep.survivors(w, mask)).std(correction=0)), rel=1e-5)
     assert len(e['before']) == len(e['after']) and e['layer'] in w
 
@@ -196,10 +199,10 @@ def test_subnetworks_go_on_from_k_under_their_own_mask():
     s = SMOKE
     for k in s.pair:
         mask = ep.ticket(s, k, 0, s.level)
-        run = ep.perturbed_scores(s, k, 'layer', s.level)[0].args['state']
+        run = figs.perturbed_scores(s, k, 'layer', s.level)[0].args['state']
         trained = next(iter(run.inputs)).args if 'start' not in run.args else run.args
         assert trained['first'] == k and trained['mask'] == mask and trained['start'].args['mask'] == mask and trained['start'].args['state'] == ep.state_at(s, k, 0)
-        assert ep.effects(s)[k]['layer']['effect'][0].args['mask'] == mask
+        assert figs.effects(s)[k]['layer']['effect'][0].args['mask'] == mask
 
 
 def test_explorer(monkeypatch):
@@ -207,32 +210,33 @@ def test_explorer(monkeypatch):
     widgets = pytest.importorskip('ipywidgets')
     import matplotlib; matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    s = ep.studies('quick')[0]
-    v = ep.FIG_8.values('quick', stored=True)[s.name]
+    s = figs.studies('quick')[0]
+    v = figs.FIG_8.values('quick', stored=True)[s]
     if not all(x for k in v for n in ep.PERTURBATIONS for x in v[k][n]['effect']): pytest.skip('no published results')
     seen = set()
     for k in s.pair:
         for kind in ep.PERTURBATIONS:
-            title = ep.before_after(v, k, kind).axes[0].get_title()
+            title = figs.before_after(v, k, kind).axes[0].get_title()
             e = v[k][kind]['effect']
-            assert kind in title and f'{np.mean([x["std"] for x in e]):.3f}' in title and f'accuracy {ep.acc(v[k][kind]["score"]).mean():.1f} %' in title
+            assert kind in title and f'{np.mean([x["std"] for x in e]):.3f}' in title and f'accuracy {accuracies(v[k][kind]["score"]).mean():.1f} %' in title
             seen.add(title); plt.close('all')
     assert len(seen) == 28
-    box = ep.explorer('quick')
+    box = figs.explorer('quick')
     slider,choice = box.children[0].children
-    assert isinstance(slider, widgets.SelectionSlider) and slider.options == s.pair and list(choice.options) == list(ep.PERTURBATIONS)
+    assert isinstance(slider, widgets.SelectionSlider) and list(slider.options) == list(s.pair)
+    assert isinstance(choice, widgets.Dropdown) and list(choice.options) == list(ep.PERTURBATIONS)
     drawn = []
-    monkeypatch.setattr(ep, 'before_after', lambda v, k, kind: drawn.append((k, kind)) or plt.figure())
+    monkeypatch.setattr(figs, 'before_after', lambda v, k, perturb: drawn.append((k, perturb)) or plt.figure())
     slider.value,choice.value = s.pair[1],'noise 2'
     assert drawn == [(s.pair[1], 'layer'), (s.pair[1], 'noise 2')]
-    with pytest.raises(ValueError, match='this scale has Conv'): ep.explorer('quick', study='ResNet')
+    with pytest.raises(ValueError, match='this scale has Conv'): figs.explorer('quick', study='ResNet')
 
 
 def test_telemetry_is_the_run(store):
     "Replayed telemetry ends at the run's end, and its sparse looks agree with states stored on the way."
     s = SMOKE
     run = ep.dense(s, 0)
-    node = ep.telemetry(init(s.network, seed=0), s.data, s.recipe, 0, s.length, run.at('end'))
+    node = figs.telemetry(init(s.network, seed=0), s.data, s.recipe, 0, s.length, run.at('end'))
     seen,w0,w8,end = compute([node, init(s.network, seed=0), run.at(8), run.at('end')], store=store, workers=1, quiet=True)
     flat = lambda z: torch.cat([x.flatten() for x in prunable_weights(z).values()])
     a,b,c = flat(w0),flat(w8),flat(end)
@@ -248,7 +252,7 @@ def test_telemetry_takes_the_gradient(store):
     from lth_nb.engine import Replica
     s = SMOKE
     w0 = init.fn(s.network, seed=0)
-    rep = Replica(w0, s.data, s.recipe, 0, 0, hooks=[hook := ep.Telemetry(w0)])
+    rep = Replica(w0, s.data, s.recipe, 0, 0, hooks=[hook := figs.Telemetry(w0)])
     hook.begin(rep); rep.run(3)
     g,w = (torch.cat([rep.weights.view(x, n).flatten() for n in nets.prunable(s.network.build())]) for x in (rep.weights.grad, rep.weights.vector))
     got = {n: float(x[2]) for n,x in hook.values().items()}
@@ -267,11 +271,11 @@ def test_saturation():
     assert ep.saturation(ks, lucky)[2] in (math.inf, math.nan) or math.isnan(ep.saturation(ks, lucky)[2])
 
 
-def test_correlation():
+def test_pearson():
     x = np.linspace(0, 1, 14)
-    c = ep.correlation(x, 90 - 5*x + np.random.default_rng(0).normal(0, .5, 14))
+    c = pearson(x, 90 - 5*x + np.random.default_rng(0).normal(0, .5, 14))
     assert c['low'] < c['r'] < c['high'] < 0 and c['p'] < .01 and c['n'] == 14
-    assert math.isnan(ep.correlation([1., 2], [1., 2])['r'])
+    assert math.isnan(pearson([1., 2], [1., 2])['r'])
 
 
 # pretext tasks
@@ -325,11 +329,11 @@ def test_tasks_on_real_images(real_data):
 
 def test_trade():
     "A ratio where there is something to buy; none where rewinding to 0 is as good."
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     k,(short,long) = s.pair[0],s.epochs
     rows = lambda a: [[score(a)]*(s.rounds + 1) for _ in range(s.seeds)]
-    def v(base, rotation): return {s.name: dict(rewind={'rewind to 0': rows(base), f'rewind to {k}': rows(90.)}, rotation=dict(zip(s.epochs, map(rows, rotation))))}
-    last = lambda *a: ep.trade(v(*a), 'quick').rows[-1]
+    def v(base, rotation): return {s: dict(rewind={'rewind to 0': rows(base), f'rewind to {k}': rows(90.)}, rotation=dict(zip(s.epochs, map(rows, rotation))))}
+    last = lambda *a: figs.trade(v(*a), 'quick').rows[-1]
     assert last(80., (85., 89.8))['ratio'] == f'{long/k:.3g}' and last(80., (89.6, 91.))['ratio'] == f'{short/k:.3g}'
     assert last(80., (85., 89.))['ratio'] == f'> {long/k:.3g}' and last(80., (85., 89.))['length'] == f'not by {long}'
     assert 'ratio' not in last(89.7, (85., 91.))
@@ -341,7 +345,7 @@ def test_new_head():
     a = init.fn(net, seed=0)
     p = ep.with_head.fn(a, four, seed=1)
     same = [k for k in a['weights'] if k in p['weights'] and torch.equal(a['weights'][k], p['weights'][k])]
-    assert set(a['weights']) - set(same) == set(ep._head(net)) - {k for k in same} and p['network']['classes'] == 4 and not p['slots']
+    assert set(a['weights']) - set(same) == set(ep.head_of(net)) - {k for k in same} and p['network']['classes'] == 4 and not p['slots']
     with pytest.raises(ValueError, match='another body'): ep.with_head.fn(a, nets.mnist1d_res, seed=1)
 
 
@@ -363,7 +367,7 @@ def test_sparse_pretraining_keeps_the_mask(store):
     start,mask = ep.sparse_start(s, ep.SPARSE[1], 0)
     run = train(ep.with_head(start, network, seed=0), data, recipe, order=60, first=0, mask=ep.headless(mask, network))
     m,end = compute([mask, run.at(4)], store=store, workers=1, quiet=True)
-    head = ep._head(network)[0]
+    head = ep.head_of(network)[0]
     assert all(bool((end['weights'][n][~k] == 0).all()) for n,k in m.items() if n != head) and bool((end['weights'][head] != 0).all())
 
 
@@ -372,30 +376,30 @@ def test_sparse_pretraining_keeps_the_mask(store):
 def pretend(s, base=80., k=90., **kinds):
     jitter = [.1*i for i in range(s.seeds)]
     rows = lambda a: [[score(a + j) for j in jitter] for _ in s.at]
-    return {s.name: {kk: {'rewind to 0': rows(base), 'rewind to k': rows(k), **{n: rows(a) for n,a in kinds.items()}} for kk in s.pair}}
+    return {s: {kk: {'rewind to 0': rows(base), 'rewind to k': rows(k), **{n: rows(a) for n,a in kinds.items()}} for kk in s.pair}}
 
 
 @pytest.mark.parametrize('layer,filter_,want', ((80.2, 84, True), (86, 88, False)))
 def test_permutation_verdict(layer, filter_, want):
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     v = pretend(s, **{'layer': layer, 'global': 80., 'filter': filter_})
-    assert ep.ep7(v, 'quick').holds is want
+    assert figs.ep7(v, 'quick').holds is want
 
 
 @pytest.mark.parametrize('last,want', ((90., True), (95., False), (80., True)))
 def test_saturation_verdict(last, want):
     "A last k that gains clearly more than the one before says no; one that gains nothing, yes."
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     rows = lambda a: [[score(a + .1*i) for _ in range(s.levels + 1)] for i in range(s.seeds)]
     v = {k: rows({0: 80., s.ks[-1]: last}.get(k, 90.)) for k in s.ks}
-    assert ep.ep2({s.name: v}, 'quick').holds is want
-    assert ep.ep2({s.name: {**v, s.pair[1]: rows(80.)}}, 'quick').holds is not True   # no gain at all
+    assert figs.ep2({s: v}, 'quick').holds is want
+    assert figs.ep2({s: {**v, s.pair[1]: rows(80.)}}, 'quick').holds is not True   # no gain at all
 
 
 def test_both_modes_of_batchnorm():
     "The running mode differs from the figure's spectra in that alone."
-    s = ep.studies('paper')[0]
-    v,same = ep.modes(s),ep.spectra(s)
+    s = figs.studies('paper')[0]
+    v,same = figs.modes(s),figs.spectra(s)
     for k in s.both:
         assert v['batch'][k] == same[k][0] != v['running'][k]
         assert v['running'][k].args == v['batch'][k].args | {'batchnorm': 'running'}
@@ -403,21 +407,21 @@ def test_both_modes_of_batchnorm():
 
 def test_bulk_verdict():
     "EP4 is about what has changed since step 0: the spectrum of step 0 itself does not pass."
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     def spec(low, big, n=5000): # eigenvalues: one bulk at 0, `big` of size 1, `big` at `low`
         return dict(nodes=[[low, 0., 1.]], weights=[[big/n, 1 - 2*big/n, big/n]], lowest=low, highest=1., n=n, batchnorm='batch')
     start,later = [spec(-1., 100 + i) for i in range(3)],[spec(-.05, 10 + i) for i in range(3)]
-    of = lambda x: {s.name: {kk: (start if kk == 0 else x) for kk in s.spectra}}
-    assert ep.ep4(of(later), 'quick').holds is True and ep.ep4(of(start), 'quick').holds is False
-    assert ep.ep3(of(later), 'quick').holds is True and ep.ep3({s.name: {kk: later for kk in s.spectra}}, 'quick').holds is False
+    of = lambda x: {s: {kk: (start if kk == 0 else x) for kk in s.spectra}}
+    assert figs.ep4(of(later), 'quick').holds is True and figs.ep4(of(start), 'quick').holds is False
+    assert figs.ep3(of(later), 'quick').holds is True and figs.ep3({s: {kk: later for kk in s.spectra}}, 'quick').holds is False
 
 
-def _judge(claim, v): return getattr(ep, claim)(v, 'quick').holds
+def _judge(claim, v): return getattr(figs, claim)(v, 'quick').holds
 
 def _pretrained(s, zero=80., k=90., **tasks):
     "Scores of Figure 9 at one level, the same jitter in every seed; a task's are (short, long)."
     rows = lambda a: [[score(a + .1*i)]*(s.rounds + 1) for i in range(s.seeds)]
-    return {s.name: dict(rewind={'rewind to 0': rows(zero), f'rewind to {s.pair[0]}': rows(k)}) | {t.replace('_', ' '): dict(zip(s.epochs, map(rows, a))) for t,a in tasks.items()}}
+    return {s: dict(rewind={'rewind to 0': rows(zero), f'rewind to {s.pair[0]}': rows(k)}) | {t.replace('_', ' '): dict(zip(s.epochs, map(rows, a))) for t,a in tasks.items()}}
 
 @pytest.mark.parametrize('claim,tasks,want', (
     ('ep12', dict(random_labels=(80.2, 70.)), True), ('ep12', dict(random_labels=(80.2, 81.)), False), ('ep12', dict(random_labels=(85., 70.)), False),
@@ -426,43 +430,43 @@ def _pretrained(s, zero=80., k=90., **tasks):
     ('ep15', dict(blur=(81., 89.)), True), ('ep15', dict(blur=(91., 92.)), False),
     ('ep16', dict(blur_and_rotation=(80., 80.)), True), ('ep16', dict(blur_and_rotation=(80., 83.)), False)))
 def test_pretraining_verdicts(claim, tasks, want):
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     assert _judge(claim, _pretrained(s, **tasks)) is want
 
 
 @pytest.mark.parametrize('mixed,zero,want', (((80.5, 80.5, 85.), 80., True), ((85., 85., 80.5), 80., False)))
 def test_sign_verdict(mixed, zero, want):
     "EP6 of (fresh, magnitudes 0, magnitudes k) at the first k; at the second the two halves are level."
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     fresh,m0,mk = mixed
     v = pretend(s, base=zero, **{'signs k, magnitudes fresh': fresh, 'signs k, magnitudes 0': m0, 'signs 0, magnitudes k': mk})
-    v[s.name][s.pair[1]] |= {'signs 0, magnitudes k': v[s.name][s.pair[1]]['signs k, magnitudes 0']}
+    v[s][s.pair[1]] |= {'signs 0, magnitudes k': v[s][s.pair[1]]['signs k, magnitudes 0']}
     assert _judge('ep6', v) is want
-    v[s.name][s.pair[1]] |= {'signs 0, magnitudes k': v[s.name][s.pair[1]]['rewind to k']}   # no longer level
+    v[s][s.pair[1]] |= {'signs 0, magnitudes k': v[s][s.pair[1]]['rewind to k']}   # no longer level
     assert _judge('ep6', v) is False
 
 
 def test_rewinding_verdict():
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     def v(late, zero=80.):
         rows = lambda dense, a: [[score(x + .1*i) for x in [dense] + [a]*s.levels] for i in range(s.seeds)]
-        return {s.name: {k: rows(93., zero if k == 0 else late) for k in s.ks}}
+        return {s: {k: rows(93., zero if k == 0 else late) for k in s.ks}}
     assert _judge('ep1', v(92.8)) is True and _judge('ep1', v(88.)) is False and _judge('ep1', v(92.8, zero=94.)) is False
 
 
 def test_sign_change_verdict():
-    s = ep.studies('quick')[0]
-    v = lambda top: {s.name: dict(trace=[{'steps': [1, 300], 'sign changes': [0, top + .1*i]} for i in range(s.seeds)])}
+    s = figs.studies('quick')[0]
+    v = lambda top: {s: dict(trace=[{'steps': [1, 300], 'sign changes': [0, top + .1*i]} for i in range(s.seeds)])}
     assert _judge('ep5', v(60.)) is True and _judge('ep5', v(12.)) is False
 
 
 def test_noise_verdict():
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     v = pretend(s, **{'noise 0.5': 89.8, 'noise 2': 80.})
     assert _judge('ep9', v) is not True   # as much lost at the later k
-    v[s.name][s.pair[1]] |= pretend(s, **{'noise 2': 88.})[s.name][s.pair[1]]
+    v[s][s.pair[1]] |= pretend(s, **{'noise 2': 88.})[s][s.pair[1]]
     assert _judge('ep9', v) is True
-    v[s.name][s.pair[0]] |= pretend(s, **{'noise 0.5': 85.})[s.name][s.pair[0]]
+    v[s][s.pair[0]] |= pretend(s, **{'noise 0.5': 85.})[s][s.pair[0]]
     assert _judge('ep9', v) is False
 
 
@@ -476,40 +480,42 @@ def _effects(s, off=0., slope=-10.):
             y = 90 + slope*x + (off*(-1)**j if j < 3 else .1*(-1)**j)
             out[k][n] = dict(effect=[dict(std=x + .001*i) for i in range(s.seeds)], score=[score(y + .05*i) for i in range(s.seeds)])
         out[k] |= {n: dict(effect=[], score=[score(90.)]*s.seeds) for n in ('rewind to k', 'rewind to 0')}
-    return {s.name: out}
+    return {s: out}
 
 def test_effect_verdicts():
-    s = ep.studies('quick')[0]
+    s = figs.studies('quick')[0]
     assert _judge('ep10', _effects(s)) is True and _judge('ep10', _effects(s, slope=10.)) is False
     assert _judge('ep11', _effects(s, off=3.)) is True and _judge('ep11', _effects(s, off=0.)) is False
 
 
-def test_equal_sign_verdict(monkeypatch):
-    s = ep.studies('quick')[0]
+def test_equal_sign_verdict():
+    s = figs.studies('quick')[0]
     plain = pretend(s, **dict.fromkeys(ep.SCOPES, 60.))
-    sizes = {s.name: {k: {n: dict(effect=[dict(std=(.3 if 'same' in n else .8) + .01*i) for i in range(s.seeds)]) for n in ep.PERTURBATIONS} for k in s.pair}}
-    monkeypatch.setattr(type(ep.FIG_5), 'values', lambda self, *a, **kw: sizes if self is ep.FIG_8 else plain)
+    sizes = {s: {k: {n: dict(effect=[dict(std=(.3 if 'same' in n else .8) + .01*i) for i in range(s.seeds)]) for n in ep.PERTURBATIONS} for k in s.pair}}
     v = lambda a: pretend(s, **{f'{n}, same sign': a for n in ep.SCOPES})
-    assert _judge('ep8', v(85.)) is True and _judge('ep8', v(55.)) is False and _judge('ep8', v(95.)) is False
+    judge = lambda a: figs.ep8(v(a), 'quick', plain, sizes).holds
+    assert judge(85.) is True
+    assert judge(55.) is False
+    assert judge(95.) is False
 
 
 def test_sparse_pretraining_verdict():
-    s = ep.studies('quick')[0]
-    v = lambda a: {s.name: {kind: {e: [score((a if e else 80.) + .1*i) for i in range(s.seeds)] for e in (0, *s.epochs)} for kind in ep.SPARSE}}
+    s = figs.studies('quick')[0]
+    v = lambda a: {s: {kind: {e: [score((a if e else 80.) + .1*i) for i in range(s.seeds)] for e in (0, *s.epochs)} for kind in ep.SPARSE}}
     assert _judge('ep17', v(79.)) is True and _judge('ep17', v(83.)) is False
 
 
 def test_together():
     yes,no,open_ = Verdict(True, 1.), Verdict(False, 2.), Verdict(None, 3.)
-    assert ep.together(dict(a=yes, b=no, c=open_)).holds is False and ep.together(dict(a=yes, c=open_)).holds is None
-    assert ep.together(dict(a=yes)).holds is True and ep.together({}).holds is None
+    assert together(dict(a=yes, b=no, c=open_)).holds is False and together(dict(a=yes, c=open_)).holds is None
+    assert together(dict(a=yes)).holds is True and together({}).holds is None
 
 
 def test_ledger_without_results(tmp_path, monkeypatch):
     "Nothing computed: every claim is undecided, every figure says so."
     monkeypatch.setenv('LTH_NB_RESULTS', str(tmp_path)); monkeypatch.setenv('LTH_NB_PUBLISHED', 'none')
     import matplotlib; matplotlib.use('agg')
-    assert {r['verdict'] for r in ep.ledger('gpu').rows} == {'not decided'}
+    assert {r['verdict'] for r in figs.ledger('gpu').rows} == {'not decided'}
     for f in CHAPTER: f.show('gpu', stored=True)
-    assert ep.explorer_still('gpu') is not None
+    assert figs.explorer_still('gpu') is not None
     import matplotlib.pyplot as plt; plt.close('all')

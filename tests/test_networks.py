@@ -61,7 +61,7 @@ def test_memory_layout_changes_nothing(name):
     m = Network(name, width=8).create(0).double().eval(); x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert torch.allclose(m(x), m.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)), atol=1e-10)
 
-@pytest.mark.parametrize('init', list(N._stds))
+@pytest.mark.parametrize('init', list(N.INITS))
 @pytest.mark.parametrize('net', [N.mnist1d_res, N.lenet_300_100, N.mobilenet_v1], ids=lambda n: n.name)
 def test_created_from_the_seed_alone(net, init):
     net = replace(net, init=init, bn_init='uniform')

@@ -9,7 +9,7 @@ __all__ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Kn
            'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
            'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
 
-# %% ../../nbs/lib/data/index.ipynb #d1d2d7a2
+# %% ../../nbs/lib/data/index.ipynb #b26390b0
 from .curves import mnist1d_arrays, mnist1d_templates
 from .folders import folder_files, folder_hash
 from .order import Epochs, augmentation, permutation, philox
@@ -26,7 +26,7 @@ _all_ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Know
          'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz', 'permutation', 'philox',
          'random_labels', 'rotations', 'tiny_imagenet']
 
-# %% ../../nbs/lib/data/index.ipynb #48e54ccc
+# %% ../../nbs/lib/data/index.ipynb #07f82791
 def __getattr__(name):
     if name == 'digest': return array_digest
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mnist1d_templates', 'mnist1d_arrays']
 
-# %% ../../nbs/lib/data/curves.ipynb #aef4b27e
+# %% ../../nbs/lib/data/curves.ipynb #fd45c4b2
 import numpy as np
 
 # %% ../../nbs/lib/data/curves.ipynb #21428ba2
@@ -21,12 +21,12 @@ _digits = '''5 6 6.5 6.75 7 7 7 7 6.75 6.5 6 5 |
     5 4 3.5 3.5 4 5 5 5 5 4.7 4.3 5'''
 
 def mnist1d_templates()->np.ndarray: # float64 [10, 12]: each starts at 0
-    "The ten curves before any distortion. Greydanus and Kobak, *Scaling down deep learning with MNIST-1D* (arXiv 2011.14439)."
+    "The ten curves before any distortion (Greydanus and Kobak, *Scaling down deep learning with MNIST-1D*, 2020)."
     curves = np.array([row.split() for row in _digits.split('|')], float)
     curves = (curves - curves.mean(1, keepdims=True)) / curves.std(1, keepdims=True)
     return (curves - curves[:, :1]) / 6
 
-# %% ../../nbs/lib/data/curves.ipynb #22e4e8c5
+# %% ../../nbs/lib/data/curves.ipynb #8640e5d2
 _LONG = 72   # Points of a curve before 40 are read off
 
 def _draw(rng):
@@ -34,13 +34,13 @@ def _draw(rng):
     return (36 + int(rng.rand() * 25), 1 + .4 * (rng.rand() - .5), rng.randint(48),
             rng.randn(_LONG), rng.randn(_LONG), .75 * (rng.rand() - .5))
 
-# %% ../../nbs/lib/data/curves.ipynb #9384cca3
+# %% ../../nbs/lib/data/curves.ipynb #e2f66714
 def _between(curves, low, part):
-    "Values of curves [n, m] at the place `low + part`, where `low` is an integer and `part` in 0..1, by row or for all."
+    "Values of curves [n, m] at the place `low + part`, an integer and a part in 0..1, by row or for all."
     row = np.arange(len(curves))[:, None]
     return curves[row, low] * (1 - part) + curves[row, low + 1] * part
 
-# %% ../../nbs/lib/data/curves.ipynb #34bbfc7a
+# %% ../../nbs/lib/data/curves.ipynb #3061f914
 def _drawn(labels, zeros, size, shift):
     "Templates padded, stretched, scaled and rotated [n, 72], and where they cover the curve."
     places = np.arange(_LONG)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['folder_files', 'folder_hash', 'same_files', 'open_image', 'read_folder']
 
-# %% ../../nbs/lib/data/folders.ipynb #f789e377
+# %% ../../nbs/lib/data/folders.ipynb #77e40342
 import hashlib
 from pathlib import Path
 import numpy as np
@@ -20,7 +20,7 @@ def _by_class(folder, number):
     "The images of a folder, each with the number of the class whose folder it lies in."
     return [(path, number[path.relative_to(folder).parts[0]]) for path in _images(folder)]
 
-# %% ../../nbs/lib/data/folders.ipynb #b2192f7f
+# %% ../../nbs/lib/data/folders.ipynb #45c1e7a6
 def _tested(test, number):
     "The images of a test folder and their class numbers, from its table or from its folders."
     table = test/'val_annotations.txt'
@@ -31,7 +31,7 @@ def _tested(test, number):
         raise ValueError(f'{test}: class {extra[0]!r} is not among the {len(number)} in {test.parent/"train"}')
     return _by_class(test, number)
 
-# %% ../../nbs/lib/data/folders.ipynb #c34c47e5
+# %% ../../nbs/lib/data/folders.ipynb #38214dbe
 def folder_files(path)->tuple: # Training files, test files, each (path, class number); names of the classes
     "The images of a folder. `MissingData` without train/ and val/ or test/; `ValueError` for a folder without images."
     path = Path(path).expanduser()
@@ -59,7 +59,7 @@ def folder_hash(path,          # The folder
         sha.update(f'{file.relative_to(path).as_posix()} {label} {what}\n'.encode())
     return sha.hexdigest()
 
-# %% ../../nbs/lib/data/folders.ipynb #bf911485
+# %% ../../nbs/lib/data/folders.ipynb #336879e8
 def same_files(path, size, contents, sha256)->tuple: # As `folder_files`
     "The images of a folder; `CorruptData` unless they are those with this hash."
     train, test, classes = folder_files(path)
@@ -67,7 +67,7 @@ def same_files(path, size, contents, sha256)->tuple: # As `folder_files`
         raise CorruptData(f'{path}: the files are not those the handle was made from')
     return train, test, classes
 
-# %% ../../nbs/lib/data/folders.ipynb #8cf7a50e
+# %% ../../nbs/lib/data/folders.ipynb #8068bc14
 def open_image(path):
     "An image as RGB. `CorruptData` names a file that is none."
     from PIL import Image, UnidentifiedImageError
@@ -83,7 +83,7 @@ def _pixels(files, size):
         if array.shape != pixels[0].shape: raise ValueError(f'{path}: images differ in shape; give size=')
     return np.stack(pixels)
 
-# %% ../../nbs/lib/data/folders.ipynb #65395716
+# %% ../../nbs/lib/data/folders.ipynb #4b3745a5
 def read_folder(train, test, # (path, class number) of each image, as `folder_files` gives them
                 size         # Pixels of a side after resizing; None: images are left as they are
                )->dict:      # The four arrays

@@ -15,7 +15,7 @@ _WORD = 0xffffffff   # 32 bits
 def philox(counter, # Four int64 tensors or ints of 32-bit words, broadcast against each other
            key      # Two ints: 32-bit words
           )->tuple: # Four int64 tensors of 32-bit words
-    "Philox4x32-10: random words for each counter. Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, section 3.3."
+    "Philox4x32-10: random words for each counter (Salmon et al. 2011, section 3.3)."
     c0, c1, c2, c3 = torch.broadcast_tensors(*_tensors(counter))
     k0, k1 = key
     for _ in range(10):
@@ -29,7 +29,7 @@ def philox(counter, # Four int64 tensors or ints of 32-bit words, broadcast agai
         k1 = k1 + 0xBB67AE85 & _WORD
     return c0, c1, c2, c3
 
-# %% ../../nbs/lib/data/order.ipynb #67d45607
+# %% ../../nbs/lib/data/order.ipynb #22d96941
 def _tensors(words):
     device = next((word.device for word in words if isinstance(word, Tensor)), 'cpu')
     def tensor(word):
@@ -46,12 +46,12 @@ def philox_key(seed:int # In 0..2**64-1; `ValueError` for anything else
         raise ValueError(f'seed: {seed!r} should be an integer in 0..2**64-1')
     return int(seed) & _WORD, int(seed) >> 32
 
-# %% ../../nbs/lib/data/order.ipynb #af043db5
+# %% ../../nbs/lib/data/order.ipynb #865f1035
 ORDER = 0    # Second word of the counter for the order of an epoch
 CROPS = 1    # ... for crops and flips
 LABELS = 7   # ... for random labels
 
-# %% ../../nbs/lib/data/order.ipynb #b3c41001
+# %% ../../nbs/lib/data/order.ipynb #4281af1a
 def permutation(n:int,        # Number of training examples
                 seed:int,     # Order seed, 64 bits
                 epoch:int,    # Which pass over the data
@@ -67,11 +67,11 @@ def augmentation(n:int,       # Number of training examples
                  epoch:int,   # Which pass over the data
                  device='cpu' # Where to compute; the result does not depend on it
                 )->Tensor:    # int64 [n, 3]: dy and dx in 0..8, flip in 0..1, by example
-    "The crop and flip of every example in epoch `epoch`: offset `(word * 9) >> 32`, flip by the top bit of a third word."
+    "The crop and flip of every example in epoch `epoch`: `(word * 9) >> 32`, and the top bit of a third word."
     a, b, c, _ = philox((torch.arange(n, device=device), CROPS, 0, epoch), philox_key(seed))
     return torch.stack([a * 9 >> 32, b * 9 >> 32, c >> 31], 1)
 
-# %% ../../nbs/lib/data/order.ipynb #bab6afa9
+# %% ../../nbs/lib/data/order.ipynb #845fe3db
 class Epochs:
     "The order of every epoch, end to end. `epochs[e]`: permutation int64 [n], and crops int64 [n, 3] or None."
     def __init__(self, n:int, seed:int, crops=False, device='cpu'):

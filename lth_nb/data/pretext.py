@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_blur', 'blur', 'Turned', 'check_square', 'Derived', 'random_labels', 'rotations', 'blurred', 'load_derived']
 
-# %% ../../nbs/lib/data/pretext.ipynb #3e2a76c4
+# %% ../../nbs/lib/data/pretext.ipynb #b62bbc6a
 import hashlib
 from dataclasses import dataclass, replace
 import numpy as np, torch
@@ -31,7 +31,7 @@ def check_blur(sizes, factor):
         raise ValueError(f'factor: {factor} leaves less than 2 points of inputs of {" x ".join(map(str, sizes))}; '
                          f'they should be at least {2 * factor} wide')
 
-# %% ../../nbs/lib/data/pretext.ipynb #444a1a5a
+# %% ../../nbs/lib/data/pretext.ipynb #fa3ea53e
 def blur(x:torch.Tensor, # Images uint8 [n, h, w, c] or curves float32 [n, c, length]
          factor:int      # Down and up again by so much
         )->torch.Tensor: # As `x`
@@ -46,13 +46,13 @@ def blur(x:torch.Tensor, # Images uint8 [n, h, w, c] or curves float32 [n, c, le
         return torch.einsum('ij,njwc->niwc', down, images).round().clamp(0, 255).to(torch.uint8)
     return torch.cat([soft(images) for images in x.split(1000)])
 
-# %% ../../nbs/lib/data/pretext.ipynb #96bf7628
+# %% ../../nbs/lib/data/pretext.ipynb #848fc0c8
 def _posed(x, pose):
     "Curves [b, c, length], each in its pose."
     x = torch.where((pose % 2 == 1)[:, None, None], x.flip(2), x)
     return torch.where((pose >= 2)[:, None, None], -x, x)
 
-# %% ../../nbs/lib/data/pretext.ipynb #3813285c
+# %% ../../nbs/lib/data/pretext.ipynb #2c543503
 def _turned(turn, side):
     "Row and column, int64 [b, side, side] each, that every pixel of turned images is taken from."
     at = torch.arange(side, device=turn.device)
@@ -66,7 +66,7 @@ def _turned(turn, side):
 
 # %% ../../nbs/lib/data/pretext.ipynb #6f6d97d3
 class Turned(Data):
-    "Every example of `base` in each of four poses; the label is the pose. Example i is pose i % 4 of the base's example i // 4."
+    "Every example of `base` in four poses; the label is the pose. Example i is pose i % 4 of the base's i // 4."
     def __init__(self, base, name, sha256, train=None, test=None):
         if base.images: check_square(base.name, base.shape)
         splits = []
@@ -93,7 +93,7 @@ class Turned(Data):
         for i, j in pieces(len(part_of(self, split)), size, limit, start):
             yield self.gather(torch.arange(i, j, device=self.device), None, split, dtype)
 
-# %% ../../nbs/lib/data/pretext.ipynb #b42f0b14
+# %% ../../nbs/lib/data/pretext.ipynb #bd6463da
 def check_square(name, shape):
     "`ValueError` for images that a quarter turn changes the shape of."
     if shape[1] != shape[2]:
@@ -116,11 +116,12 @@ def _is_turned(data):
         data = data.source.of
     return False
 
-# %% ../../nbs/lib/data/pretext.ipynb #174f36aa
+# %% ../../nbs/lib/data/pretext.ipynb #126e0d2c
 def _derive(data, how, value=0, times=1):
     "The handle; every example becomes `times` of them."
     if data.source and data.source.read == 'stream':
-        raise ValueError(f'{how}: {data.name} is streamed from disk; make pretext tasks of a data set that is kept in memory')
+        raise ValueError(f'{how}: {data.name} is streamed from disk; '
+                         'make pretext tasks of a data set that is kept in memory')
     if how != 'random labels' and _is_turned(data):
         raise ValueError(f'{how}: of {data.name}; rotations come last: use rotations(blurred(data))')
     def many(n): return n and times * n
@@ -129,7 +130,7 @@ def _derive(data, how, value=0, times=1):
     sizes = data.sizes and tuple(times * n for n in data.sizes)
     return Dataset(name, sha256, many(data.train), many(data.test), data.scaling, Derived(data, how, value), sizes)
 
-# %% ../../nbs/lib/data/pretext.ipynb #472ad35b
+# %% ../../nbs/lib/data/pretext.ipynb #b1a5cf38
 def random_labels(data:Dataset, # Any data set in memory
                   seed=0        # Of the labels, 64 bits
                  )->Dataset:
@@ -138,7 +139,7 @@ def random_labels(data:Dataset, # Any data set in memory
     return _derive(data, 'random labels', seed)
 
 def rotations(data:Dataset)->Dataset:
-    "Which of four quarter turns? Every example in all four; curves are reversed and negated instead (Gidaris et al. 2018)."
+    "Which of four quarter turns (Gidaris et al. 2018)? Every example in all four; curves are reversed and negated."
     facts = known.get(data.name)
     if facts and len(facts.shape) == 3: check_square(data.name, facts.shape)
     return _derive(data, 'rotations', times=4)
@@ -153,7 +154,7 @@ def blurred(data:Dataset,
     if facts: check_blur(facts.shape[1:], factor)
     return _derive(data, 'blurred', factor)
 
-# %% ../../nbs/lib/data/pretext.ipynb #01a15bf7
+# %% ../../nbs/lib/data/pretext.ipynb #26a1e0e8
 def load_derived(handle:Dataset, device)->Data:
     "What a handle with a `Derived` stands for."
     task = handle.source

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BORDER', 'Split', 'Normaliser', 'corners', 'places', 'check_limit', 'pieces', 'Data', 'part_of', 'Batches']
 
-# %% ../../nbs/lib/data/resident.ipynb #f0989efb
+# %% ../../nbs/lib/data/resident.ipynb #c322680f
 from dataclasses import dataclass
 from functools import cached_property
 import torch
@@ -62,7 +62,7 @@ class Normaliser:
             out[..., i] = (words >> 8 * i & 255).to(exact).mul_(scale).add_(shift)
         return out.permute(0, 3, 1, 2)
 
-# %% ../../nbs/lib/data/resident.ipynb #5a405e15
+# %% ../../nbs/lib/data/resident.ipynb #5c92a9c4
 def corners(shape,  # Of the images, n, h, w, c
             index,  # Which of them, int64 [b]
             dy, dx  # Offsets in 0..8
@@ -84,7 +84,7 @@ def places(shape, # Of the images, n, h, w, c
     columns = torch.where(flip[:, None] > 0, w - 1 - column, column)
     return (corners(shape, index, dy, dx)[:, None] + row)[:, :, None] + columns[:, None]
 
-# %% ../../nbs/lib/data/resident.ipynb #fd122ca7
+# %% ../../nbs/lib/data/resident.ipynb #bb2d547a
 def check_limit(part, # What is limited, for the message
                 n,    # The limit; None: all
                 most  # How many there are; None: not known yet
@@ -106,7 +106,7 @@ def pieces(n:int,      # Number of examples
     end = limit or n
     return [(i, min(i + size, end)) for i in range(start, end, size)]
 
-# %% ../../nbs/lib/data/resident.ipynb #3a23277f
+# %% ../../nbs/lib/data/resident.ipynb #e5338ff8
 @dataclass(eq=False, repr=False)
 class Data:
     "A data set on a device. `batches` for training, `evaluation` for testing, `gather` for a chosen few."
@@ -143,7 +143,7 @@ class Data:
         part = part_of(self, split)
         for i, j in pieces(len(part), size, limit, start): yield self.inputs(part.x[i:j], dtype), part.y[i:j]
 
-# %% ../../nbs/lib/data/resident.ipynb #3a9bda52
+# %% ../../nbs/lib/data/resident.ipynb #3de21047
 def part_of(data, split:str):
     "The training or the test examples. `ValueError` for a split of another name."
     if split not in ('train', 'test'): raise ValueError(f"split: {split!r} should be 'train' or 'test'")
@@ -151,7 +151,7 @@ def part_of(data, split:str):
 
 # %% ../../nbs/lib/data/resident.ipynb #1c8a82a8
 class Batches:
-    "`batches[step]` is the `step`-th batch (inputs, labels) of the order `order`: a function of (order, step) and nothing else."
+    "`batches[step]`, inputs and labels, is a function of (order, step) and nothing else."
     def __init__(self, data, batch:int, order:int, augment=False, dtype=torch.float32):
         n = len(data.train)
         if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= n:

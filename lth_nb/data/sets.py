@@ -6,7 +6,7 @@
 __all__ = ['known', 'loaded', 'Known', 'Source', 'Dataset', 'pinned', 'mnist', 'cifar10', 'mnist1d', 'npz', 'cifar100',
            'image_folder', 'tiny_imagenet', 'moments', 'load']
 
-# %% ../../nbs/lib/data/sets.ipynb #e79d778d
+# %% ../../nbs/lib/data/sets.ipynb #6e75857e
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
@@ -30,7 +30,7 @@ class Known:
     @property
     def sha256(self): return content_hash(dict(zip(PARTS, self.digests)))
 
-# %% ../../nbs/lib/data/sets.ipynb #5dc7fcf4
+# %% ../../nbs/lib/data/sets.ipynb #c1a38c3f
 known = dict(
     mnist=Known((1, 28, 28), 10, 60000, 10000, (.1307,), (.3081,), (
         '76334624783662dbec8b57b3eee32f0900fb5f859cf1e3b1abc9837c0f0d8065',
@@ -58,7 +58,7 @@ class Source:
 
 _hidden = dict(compare=False, repr=False, metadata={'identity': False})
 
-# %% ../../nbs/lib/data/sets.ipynb #8a4a42f0
+# %% ../../nbs/lib/data/sets.ipynb #55c8539a
 @dataclass(frozen=True)
 class Dataset:
     "A data set by its content. `load` gives the data; errors: `ValueError` for a value that cannot be."
@@ -86,7 +86,7 @@ class Dataset:
         "The data, on `device`; once for each process and device. Raises `MissingData`, `CorruptData`."
         return load(self, device)
 
-# %% ../../nbs/lib/data/sets.ipynb #2cd6da5d
+# %% ../../nbs/lib/data/sets.ipynb #f42d480a
 def pinned(handle:Dataset)->Known|None: # None for other content
     "What is known beforehand of a handle's content."
     facts = known.get(handle.name)
@@ -121,7 +121,7 @@ def mnist1d(**kw      # `train`, `test`
     "MNIST-1D, 4000 + 1000 curves of 40 points, generated at once and nowhere read from."
     return _known('mnist1d', None, kw)
 
-# %% ../../nbs/lib/data/sets.ipynb #01279dcf
+# %% ../../nbs/lib/data/sets.ipynb #a508991b
 def _measured(name, arrays, source, kw):
     sizes = len(arrays['train_labels']), len(arrays['test_labels'])
     sha256 = content_hash({part: array_digest(array) for part, array in arrays.items()})
@@ -131,7 +131,7 @@ def npz(path,      # An .npz file with train_images, train_labels, test_images, 
         name=None, # How to call it; None: the file's name
         **kw       # `train`, `test`, `scaling`
        )->Dataset:
-    "A data set from an .npz of uint8 images [n, h, w(, 1 or 3)] and integer labels. `ValueError` for arrays that do not fit."
+    "An .npz of uint8 images [n, h, w(, 1 or 3)] and integer labels. `ValueError` for arrays that do not fit."
     path = Path(path).expanduser().resolve()
     arrays, _ = read_npz(path)
     return _measured(name or path.stem, checked(arrays, path), Source('npz', str(path)), kw)
@@ -149,7 +149,7 @@ def image_folder(path,      # Folder with train/CLASS/* and val/CLASS/* or test/
                  name=None, # How to call it; None: the folder's name
                  **kw       # `train`, `test`, `scaling`
                 )->Dataset:
-    "Image files, decoded once and kept in memory. Identity: SHA-256 over `size N`, then `PATH CLASS SHA256` of each file, sorted."
+    "Image files, decoded once and kept in memory. Identity: `folder_hash` with the files' contents."
     path = Path(path).expanduser().resolve()
     train, test, _ = folder_files(path)
     sha256 = folder_hash(path, train + test, size, contents=True)
@@ -174,9 +174,10 @@ def _read(handle):
     if source.read == 'raw' and handle.name == 'mnist':
         facts = known['mnist']
         return read_mnist(source.path, facts.shape, facts.train, facts.test)
-    raise MissingData(f'{handle.name}: where it lies is not known; make the handle with npz(path) or image_folder(path)')
+    raise MissingData(f'{handle.name}: where it lies is not known; '
+                      'make the handle with npz(path) or image_folder(path)')
 
-# %% ../../nbs/lib/data/sets.ipynb #c9ca15d3
+# %% ../../nbs/lib/data/sets.ipynb #6d3a72a5
 def _verified(handle):
     "The four arrays of a handle, which are what it stands for."
     arrays, files = _read(handle)
@@ -214,7 +215,7 @@ def _mean_and_std(handle, images):
     facts = pinned(handle)
     return (facts.mean, facts.std) if facts else moments(images)
 
-# %% ../../nbs/lib/data/sets.ipynb #eac34f05
+# %% ../../nbs/lib/data/sets.ipynb #d2e07fbb
 def _split(handle, arrays, part, device):
     limit = getattr(handle, part)
     check_limit(part, limit, len(arrays[f'{part}_labels']))
@@ -231,7 +232,7 @@ def _resident(handle, arrays, device):
     mean, std = _mean_and_std(handle, arrays['train_images'])
     return Data(handle.name, train, test, classes, mean, std, handle.sha256)
 
-# %% ../../nbs/lib/data/sets.ipynb #2076b8bf
+# %% ../../nbs/lib/data/sets.ipynb #b391a231
 def _load(handle, device):
     source = handle.source or Source('raw')
     if source.read == 'derived':

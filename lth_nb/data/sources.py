@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'DOWNLOADS', 'array_digest', 'content_hash', 'data_folder', 'MissingData', 'CorruptData', 'missing',
            'read_mnist', 'read_npz', 'read_cifar', 'damaged', 'checked', 'download']
 
-# %% ../../nbs/lib/data/sources.ipynb #646dd6ca
+# %% ../../nbs/lib/data/sources.ipynb #73b2a041
 import codecs, hashlib, os, pickle, zipfile, zlib
 from pathlib import Path
 import numpy as np
@@ -16,16 +16,16 @@ PARTS = 'train_images', 'train_labels', 'test_images', 'test_labels'
 
 def array_digest(array:np.ndarray # Any array; labels are uint8 where they fit
                 )->str:           # 64 hexadecimal digits
-    "SHA-256 over numpy's type string, the shape, a newline and the bytes in C order, e.g. `|u1(10000, 28, 28, 1)` first."
+    "SHA-256 over type, shape, a newline and the bytes in C order; e.g. `|u1(10000, 28, 28, 1)` comes first."
     array = np.ascontiguousarray(array)
     sha = hashlib.sha256(f'{array.dtype.str}{array.shape}\n'.encode())
     sha.update(array.data if array.size else b'')
     return sha.hexdigest()
 
-# %% ../../nbs/lib/data/sources.ipynb #90501e2f
+# %% ../../nbs/lib/data/sources.ipynb #43509611
 def content_hash(digests:dict # Digest of each of the four arrays
                 )->str:       # 64 hexadecimal digits
-    "The identity of a data set: SHA-256 of the lines `train_images DIGEST`, `train_labels ...`, `test_images ...`, `test_labels ...`."
+    "The identity of a data set: SHA-256 of the lines `PART DIGEST`, in the order of `PARTS`."
     lines = ''.join(f'{part} {digests[part]}\n' for part in PARTS)
     return hashlib.sha256(lines.encode()).hexdigest()
 
@@ -37,14 +37,14 @@ def data_folder(root=None # A folder, or None
     folder = root if root is not None else os.environ.get('LTH_NB_DATA') or settings().data
     return Path(folder).expanduser()
 
-# %% ../../nbs/lib/data/sources.ipynb #27da8517
+# %% ../../nbs/lib/data/sources.ipynb #1230613a
 class MissingData(FileNotFoundError):
     "The files of a data set are not there. The message says which, where they were looked for, and how to get them."
 
 class CorruptData(ValueError):
     "A file of a data set is truncated or is not what it should be. The message names it."
 
-# %% ../../nbs/lib/data/sources.ipynb #a565e42e
+# %% ../../nbs/lib/data/sources.ipynb #bf4a1273
 DOWNLOADS = 'mnist', 'cifar10', 'cifar100', 'tiny_imagenet'
 
 def missing(name:str,   # Of a data set
@@ -67,7 +67,7 @@ def _idx(path, magic, shape):
                           f'should be an idx file of shape {tuple(shape)}, {size} bytes')
     return np.frombuffer(raw, np.uint8, offset=len(head)).reshape(shape)
 
-# %% ../../nbs/lib/data/sources.ipynb #45e52020
+# %% ../../nbs/lib/data/sources.ipynb #79d0e129
 _mnist_files = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
                 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 
@@ -85,7 +85,7 @@ def read_mnist(root,       # Data folder, or None
         arrays[f'{split}_labels'] = _idx(files[f'{split}_labels'], 2049, (n,))
     return arrays, {part: [file] for part, file in files.items()}
 
-# %% ../../nbs/lib/data/sources.ipynb #0a885c4c
+# %% ../../nbs/lib/data/sources.ipynb #a3f26713
 def read_npz(path, name='npz')->tuple: # Arrays by part, files by part
     "The four arrays of an .npz file. `MissingData` where it is not, `CorruptData` where it cannot be read."
     path = Path(path).expanduser()
@@ -114,7 +114,7 @@ def _unpickle(path):
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
     except Exception as e: raise CorruptData(f'{path}: cannot be read as a CIFAR batch ({e})') from e
 
-# %% ../../nbs/lib/data/sources.ipynb #c3817639
+# %% ../../nbs/lib/data/sources.ipynb #7f090a9c
 def _batch(path, labels):
     "Images [n, 32, 32, 3] and labels of one file."
     batch = _unpickle(path)
@@ -123,7 +123,7 @@ def _batch(path, labels):
         return x, np.asarray(batch[labels], np.uint8)
     except (KeyError, ValueError) as e: raise CorruptData(f'{path}: is no CIFAR batch ({e!r})') from e
 
-# %% ../../nbs/lib/data/sources.ipynb #d391c131
+# %% ../../nbs/lib/data/sources.ipynb #54214127
 _cifar_files = dict(
     cifar10=('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], ['test_batch'], 'labels'),
     cifar100=('cifar-100-python', ['train'], ['test'], 'fine_labels'))
@@ -146,7 +146,7 @@ def read_cifar(root, # Data folder, or None
         used |= {f'{split}_images': paths, f'{split}_labels': paths}
     return arrays, used
 
-# %% ../../nbs/lib/data/sources.ipynb #b777ae4f
+# %% ../../nbs/lib/data/sources.ipynb #e5eea1c7
 def damaged(files:list)->list: # Those to blame: all, unless torchvision knows better
     "Of CIFAR-10's batches, those whose MD5 is not torchvision's."
     if len(files) < 2 or all(Path(file).name != 'data_batch_1' for file in files): return files
@@ -161,12 +161,13 @@ def _check_split(x, y, split, what):
     "`ValueError` unless images are uint8 [n, h, w, 1 or 3] and labels integers [n]."
     if x.dtype != np.uint8: raise ValueError(f'{what}: {split}_images are {x.dtype}, should be uint8')
     if x.ndim != 4 or x.shape[3] not in (1, 3) or not len(x):
-        raise ValueError(f'{what}: {split}_images have shape {x.shape}, should be [n, h, w] or [n, h, w, 1 or 3], n > 0')
+        raise ValueError(f'{what}: {split}_images have shape {x.shape}, '
+                         'should be [n, h, w] or [n, h, w, 1 or 3], n > 0')
     if y.dtype.kind not in 'iu' or y.ndim != 1:
         raise ValueError(f'{what}: {split}_labels are {y.dtype} of shape {y.shape}, should be integers [n]')
     if len(x) != len(y): raise ValueError(f'{what}: {len(x)} {split}_images but {len(y)} {split}_labels')
 
-# %% ../../nbs/lib/data/sources.ipynb #fb469aac
+# %% ../../nbs/lib/data/sources.ipynb #4ac80166
 def checked(arrays:dict, # The four arrays as they were read
             what         # Whose they are, for the message
            )->dict:      # Images [n, h, w, c]; labels uint8 where they fit
@@ -189,7 +190,7 @@ def checked(arrays:dict, # The four arrays as they were read
 def download(name:str, # 'mnist', 'cifar10', 'cifar100' or 'tiny_imagenet'
              root=None # Data folder; None: see `data_folder`
             )->Path:   # The data folder
-    "Fetch a data set with torchvision. `ValueError` for another name, `ConnectionError` where the network does not give it."
+    "Fetch a data set with torchvision. `ValueError` for another name; `ConnectionError` where it cannot be fetched."
     if name == 'mnist1d': raise ValueError(f'name: {name!r} is generated, there is nothing to fetch')
     if name not in DOWNLOADS: raise ValueError(f"name: {name!r} should be one of {', '.join(DOWNLOADS)}")
     from torchvision import datasets

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Decoded', 'Stream', 'StreamBatches', 'imagenet']
 
-# %% ../../nbs/lib/data/stream.ipynb #f5199b80
+# %% ../../nbs/lib/data/stream.ipynb #587d7339
 import random
 from pathlib import Path
 import numpy as np, torch
@@ -16,7 +16,7 @@ from .resident import Batches, Normaliser, check_limit, part_of, pieces
 from .sets import Dataset, Source
 from .sources import data_folder, missing
 
-# %% ../../nbs/lib/data/stream.ipynb #0229fcd4
+# %% ../../nbs/lib/data/stream.ipynb #60d0642c
 def _random_box(rng, w, h):
     "8 to 100 % of the area, aspect ratio 3/4 to 4/3; the middle when ten tries do not fit. Left, upper, right, lower."
     for _ in range(10):
@@ -32,13 +32,13 @@ def _random_box(rng, w, h):
     height = min(h, round(w * 4 / 3))
     return (w - width) // 2, (h - height) // 2, (w + width) // 2, (h + height) // 2
 
-# %% ../../nbs/lib/data/stream.ipynb #8a81daf2
+# %% ../../nbs/lib/data/stream.ipynb #6a631466
 def _training_view(image, size, words):
     rng = random.Random(int(words[0]) << 32 | int(words[1]))
     image = image.resize((size, size), 2, box=_random_box(rng, *image.size))   # bilinear
     return image.transpose(0) if rng.random() < .5 else image                  # left to right
 
-# %% ../../nbs/lib/data/stream.ipynb #9e1c8e20
+# %% ../../nbs/lib/data/stream.ipynb #0249560a
 def _test_view(image, size):
     factor = size * 8 / 7 / min(image.size)
     image = image.resize(tuple(max(size, round(side * factor)) for side in image.size), 2)
@@ -48,7 +48,7 @@ def _test_view(image, size):
 
 # %% ../../nbs/lib/data/stream.ipynb #2ba21284
 class Decoded(torch.utils.data.Dataset):
-    "Item (index, epoch, seed): a training image; (index, None, None): a test image. Pixels uint8 [size, size, 3], label."
+    "Item (index, epoch, seed), for testing (index, None, None): pixels uint8 [size, size, 3], label."
     def __init__(self, files, size):
         self.files = files
         self.size = size
@@ -66,7 +66,7 @@ _unit = (0.,) * 3, (1.,) * 3
 _imagenet = (.485, .456, .406), (.229, .224, .225)
 
 class Stream:
-    "A data set on disk with `batches` and `evaluation` as `Data` has them, from worker processes. Inputs are 3 x size x size."
+    "A data set on disk, read by worker processes. Inputs are 3 x size x size."
     images = True
     def __init__(self, handle, device):
         path = handle.source.path
@@ -90,7 +90,9 @@ class Stream:
         return x, y.to(self.device, non_blocking=True)
     def batches(self, batch, order, augment=True, dtype=torch.float32, workers=0):
         "As `Data.batches`; `augment` is always on: RandomResizedCrop and flip."
-        if not augment: raise ValueError(f'augment: {augment!r} should be True; a streamed training image is always cropped at random')
+        if not augment:
+            raise ValueError(f'augment: {augment!r} should be True; '
+                             'a streamed training image is always cropped at random')
         return StreamBatches(self, batch, order, dtype, workers)
     def evaluation(self, split='test', size=500, limit=None, dtype=torch.float32, workers=0):
         "As `Data.evaluation`: shorter side to 8/7 of the size (256 for 224), centre crop."
@@ -98,7 +100,7 @@ class Stream:
         items = [[(k, None, None) for k in range(i, j)] for i, j in pieces(len(decoded), size, limit)]
         for x, y in self.loader(decoded, items, workers): yield self.put(x, y, dtype)
 
-# %% ../../nbs/lib/data/stream.ipynb #96f66420
+# %% ../../nbs/lib/data/stream.ipynb #5cf35b22
 class StreamBatches(Batches):
     "`batches[step]` as for `Batches`."
     def __init__(self, stream, batch, order, dtype, workers):
@@ -120,13 +122,13 @@ class StreamBatches(Batches):
         self._next = step + 1
         return self.data.put(*next(self._running), self.dtype)
 
-# %% ../../nbs/lib/data/stream.ipynb #ae5419d3
+# %% ../../nbs/lib/data/stream.ipynb #bf47c080
 def imagenet(root=None, # Data folder; None: see `data_folder`
              size=224,  # Pixels of a side of an input; 299 for Inception-v3
              path=None, # Folder with train/CLASS/* and val/CLASS/*; None: ROOT/imagenet
              **kw       # `train`, `test`, `scaling`
             )->Dataset:
-    "ImageNet, or any folder like it, streamed. Identity: SHA-256 over `size N`, then `PATH CLASS BYTES` of each file, sorted."
+    "ImageNet, or any folder like it, streamed. Identity: `folder_hash` with the files' sizes."
     path = (data_folder(root)/'imagenet' if path is None else Path(path)).expanduser().resolve()
     if not path.is_dir(): raise missing('imagenet', [path])
     train, test, _ = folder_files(path)

@@ -258,22 +258,12 @@ def ledger(chapter:str, scale:str=None, # None: as settings say
     return beside(verdicts(chapter, scale, digits, store), caption=f'The claims at scale {scale}')
 
 # %% ../../nbs/lib/figures/kit.ipynb #3c1f7274
-def explorer(draw:Callable, # (name=value, ...) -> a matplotlib figure
-    start:dict=None, # {name: value} to begin with; None: the first of each
-    **choices # name=its values, or its (label, value) pairs
-    ):
-    "Sliders over stored values; a plain figure without ipywidgets."
-    options = {name: [o if isinstance(o, tuple) else (str(o), o) for o in given] for name, given in choices.items()}
-    chosen = {name: given[0][1] for name, given in options.items()} | (start or {})
-    try: import ipywidgets as widgets
-    except ImportError: return draw(**chosen)
-    sliders = {name: widgets.SelectionSlider(options=given, value=chosen[name], description=name)
-               for name, given in options.items()}
-    out = widgets.Output()
-    def redraw(*_): _show_in(out, draw(**{name: slider.value for name, slider in sliders.items()}))
-    for slider in sliders.values(): slider.observe(redraw, 'value')
-    redraw()
-    return widgets.VBox([widgets.HBox(list(sliders.values())), out])
+def _value(option): return option[1] if isinstance(option, tuple) else option
+
+def _chooser(widgets, name, options, value):
+    "A slider over numbers, a list to choose from for words."
+    kind = widgets.Dropdown if isinstance(_value(options[0]), str) else widgets.SelectionSlider
+    return kind(options=options, value=value, description=name)
 
 def _show_in(out, figure):
     from IPython.display import display
@@ -281,3 +271,18 @@ def _show_in(out, figure):
         out.clear_output(wait=True)
         display(figure)
     plt.close(figure)
+
+def explorer(draw:Callable, # (name=value, ...) -> a matplotlib figure
+    start:dict=None, # {name: value} to begin with; None: the first of each
+    **choices # name=its values, or its (label, value) pairs
+    ):
+    "Sliders over stored values; a plain figure without ipywidgets."
+    chosen = {name: _value(options[0]) for name, options in choices.items()} | (start or {})
+    try: import ipywidgets as widgets
+    except ImportError: return draw(**chosen)
+    choosers = {name: _chooser(widgets, name, list(options), chosen[name]) for name, options in choices.items()}
+    out = widgets.Output()
+    def redraw(*_): _show_in(out, draw(**{name: chooser.value for name, chooser in choosers.items()}))
+    for chooser in choosers.values(): chooser.observe(redraw, 'value')
+    redraw()
+    return widgets.VBox([widgets.HBox(list(choosers.values())), out])
