@@ -9,6 +9,7 @@ __all__ = ['CHAPTERS', 'figures', 'run', 'status', 'publish', 'coverage', 'main'
 import argparse, importlib, importlib.util, sys, time
 from . import __version__
 from .experiment import (ComputeError, FIGURES, Needs, Store, StoreError, _nodes, compute, default_store, expression, table, verdicts)
+from .figures import kit
 from .settings import SCALES, settings
 
 # %% ../nbs/lib/cli.ipynb #16d951ea
@@ -20,8 +21,9 @@ def figures(chapter:str=None # One chapter, or None for all that are there
     there = [c for c in CHAPTERS if importlib.util.find_spec(f'lth_nb.{c}')]
     if chapter and chapter not in there: raise ValueError(f'no chapter {chapter!r}; there are {", ".join(there)}')
     for c in [chapter] if chapter else there:
-        importlib.import_module(f'lth_nb.figures.{c}' if importlib.util.find_spec(f'lth_nb.figures.{c}') else f'lth_nb.{c}')
-    return [f for f in FIGURES.values() if not chapter or f.id.startswith(chapter + '/')]
+        shown = f'lth_nb.figures.{c}' if importlib.util.find_spec(f'lth_nb.figures.{c}') else f'lth_nb.{c}'
+        importlib.import_module(shown)
+    return [f for f in (FIGURES | kit.FIGURES).values() if not chapter or f.id.startswith(chapter + '/')]
 
 def _needs(x):
     if isinstance(x, Needs): yield x
@@ -83,7 +85,7 @@ def coverage(chapters=CHAPTERS, scales=SCALES[1:])->str: # A Markdown table
     def cell(c, s):
         plans = [(ns, any(_needs(p))) for f in figures(c) if (ns := set(_nodes(p := f.nodes(s))))]
         whole = sum(not more and all(store.has(n.path) for n in ns) for ns,more in plans)
-        said = [r['verdict'] for r in verdicts(c, s)] if any(store.has(n.path) for ns,_ in plans for n in ns) else []
+        said = [r['verdict'] for r in (*kit.verdicts(c, s), *verdicts(c, s))] if any(store.has(n.path) for ns,_ in plans for n in ns) else []
         decided = f"; {said.count('yes')}, {said.count('no')}, {said.count('not decided')}" if {'yes', 'no'} & set(said) else ''
         return f'{whole} of {len(plans)}{decided}'
     rows = ['| ' + ' | '.join([c.replace('_', ' '), *(cell(c, s) for s in scales)]) + ' |' for c in chapters]
