@@ -27,7 +27,7 @@ INK = '#818181' # Text and axes: as far from a white page as from a dark one
 COLORS = ('#6162cf', '#e67116', '#00aa68', '#c567b6', '#a9583e') # C0 to C4
 MARKERS = 'osD^v' # One a colour, for readers and printers without colours
 
-# %% ../nbs/lib/plotting.ipynb #e5c9516a
+# %% ../nbs/lib/plotting.ipynb #bbb07b8a
 _INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'axes.titlecolor', 'xtick.color', 'ytick.color')
 _CLEAR = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor')
 _RC = {
@@ -39,7 +39,7 @@ _RC = {
     'lines.linewidth': 1.4, 'lines.markersize': 3.5, 'axes.linewidth': .8,
     'figure.dpi': 110, 'savefig.dpi': 144, 'svg.hashsalt': 'lth_nb'}
 
-# %% ../nbs/lib/plotting.ipynb #f316dcf8
+# %% ../nbs/lib/plotting.ipynb #6284a158
 def use_style()->None:
     "Make the style matplotlib's default until the program ends."
     mpl.rcParams.update(_RC)
@@ -79,7 +79,7 @@ def _samples(x, samples):
         raise ValueError(f'samples {shape} for x {x.shape}: use [runs, {points}], or one run')
     return x, samples
 
-# %% ../nbs/lib/plotting.ipynb #3e71f55d
+# %% ../nbs/lib/plotting.ipynb #b04d1eb6
 def _mean_std(samples):
     "Over the runs: nan where no value is, and the deviation nan where fewer than two are."
     there = ~np.isnan(samples)
@@ -88,7 +88,7 @@ def _mean_std(samples):
     variance = np.where(there, (samples - mean)**2, 0).sum(0)/np.maximum(count - 1, 1)
     return mean, np.where(count > 1, np.sqrt(variance), np.nan)
 
-# %% ../nbs/lib/plotting.ipynb #2cd3331e
+# %% ../nbs/lib/plotting.ipynb #d6e96174
 def _marks(color, y):
     "What `ax.plot` should know of the markers of a line of this colour."
     color = to_hex(color)
@@ -97,7 +97,7 @@ def _marks(color, y):
     every = 1 if np.isnan(y).any() else math.ceil(len(y)/12)
     return dict(marker=MARKERS[i], markevery=(i*every//len(COLORS), every))
 
-# %% ../nbs/lib/plotting.ipynb #7b22a618
+# %% ../nbs/lib/plotting.ipynb #6bfc76bf
 def band(
     ax,
     x, # Positions [points]
@@ -121,7 +121,7 @@ def _step(k):
     if isinstance(k, str) or abs(k) < 1000: return str(k)
     return f'{k/1000:g}K'
 
-# %% ../nbs/lib/plotting.ipynb #8cede525
+# %% ../nbs/lib/plotting.ipynb #e8a674e4
 def categorical_steps(
     ax,
     ks # Rewinding steps, in order: 0, 2000, '18ep'
@@ -144,7 +144,7 @@ def paper_curve(
     line, = ax.plot(x, y, '--', color=INK, marker='o', mfc='none', lw=1, label=label)
     return line
 
-# %% ../nbs/lib/plotting.ipynb #e1024922
+# %% ../nbs/lib/plotting.ipynb #ac8ddc9c
 def _looks(handle):
     "What a reader tells the lines of a legend apart by."
     features = ('get_color', 'get_linestyle', 'get_marker', 'get_facecolor')
@@ -184,7 +184,7 @@ def _wrap(fig, text, inches, size):
     if width <= inches: return text
     return textwrap.fill(text, max(8, int(.93*len(text)*inches/width)))
 
-# %% ../nbs/lib/plotting.ipynb #ea8dacad
+# %% ../nbs/lib/plotting.ipynb #4fa26f58
 def empty(
     ax,
     text:str # Why there is nothing
@@ -196,7 +196,7 @@ def empty(
     text = _wrap(ax.figure, text, .8*_width(ax), 8)
     ax.text(.5, .5, text, transform=ax.transAxes, ha='center', va='center', fontsize=8, color=INK)
 
-# %% ../nbs/lib/plotting.ipynb #e4982017
+# %% ../nbs/lib/plotting.ipynb #7abaf900
 def scale_note(
     fig,
     text:str # The scale, and what was reduced
@@ -212,14 +212,14 @@ def _written(value):
     if not isinstance(value, (float, np.floating)): return '' if value is None else str(value)
     return '' if math.isnan(value) else f'{value:.4g}'
 
-# %% ../nbs/lib/plotting.ipynb #be6b8028
+# %% ../nbs/lib/plotting.ipynb #277e9e89
 _UNITS = re.compile(r'\b(to|not yet)\b|(?<=\d)(ep|K|M)\b|(?<=\d)e(?=[-+]?\d)')
 
 def _is_number(text):
     "Has it digits, and no letters that are not units?"
     return bool(re.search(r'\d', text)) and not re.search(r'[^\W\d_]', _UNITS.sub('', text))
 
-# %% ../nbs/lib/plotting.ipynb #bef10ad2
+# %% ../nbs/lib/plotting.ipynb #e09b191e
 def _numeric(cells):
     "For each column, whether it holds numbers."
     return [any(map(_is_number, column)) for column in zip(*cells)]
@@ -243,7 +243,7 @@ def _html_cell(text, right, first=False, tag='td', style='', scope=''):
     keep = 'white-space:nowrap;' if first or _is_number(text) else ''
     return _tag(tag, f'{_CELL}text-align:{"right" if right else "left"};{keep}{style}', text, scope)
 
-# %% ../nbs/lib/plotting.ipynb #f063ce18
+# %% ../nbs/lib/plotting.ipynb #99108b45
 def _html_row(cells, right, tag='td', **kw):
     "All cells of a row, the first as a heading."
     first = dict(tag='th', style='font-weight:normal;', scope=' scope="row"') if tag == 'td' else dict(tag=tag, **kw)
@@ -261,7 +261,7 @@ def _as_html(columns, cells, caption):
     return ('<div style="overflow-x:auto"><table style="border-collapse:collapse;color:inherit;margin:.5em 0;">'
         f'{title}\n<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>')
 
-# %% ../nbs/lib/plotting.ipynb #18809442
+# %% ../nbs/lib/plotting.ipynb #219cba34
 @dataclass(frozen=True)
 class Table:
     "Rows of values that show themselves, in a notebook and in a terminal."

@@ -6,9 +6,9 @@ import numpy as np, pytest
 from conftest import ROOT
 from helpers import named
 from lth_nb import linear_mode_connectivity as lmc
-from lth_nb.experiment import Store, compute, missing
+from lth_nb.experiment import Published, Store, compute, missing, nodes_in
 from lth_nb.figures import linear_mode_connectivity as figures
-from lth_nb.figures.kit import FIGURES, Needs, nodes_in
+from lth_nb.figures.kit import FIGURES, Needs
 from lth_nb.training import evaluate, init, train
 
 CHAPTER = [figure for figure in FIGURES.values() if figure.id.startswith('linear_mode_connectivity/')]
@@ -189,7 +189,7 @@ def test_sparsities_verdict(imp, prune, holds):
     assert figures.lm10({CONV: values}, 'quick').holds is holds
 
 
-def published(figure): return figure.values('paper', store=Store(ROOT/'nbs/results'), stored=True)
+def published(figure): return figure.values('paper', store=Published(ROOT/'nbs/results'), stored=True)
 
 
 def test_published_lenet_is_as_accurate_as_the_papers():

@@ -1,9 +1,28 @@
 """The repository is what it says: the library in step with the notebooks, the notebooks clean, imports light."""
-import ast, filecmp, os, subprocess, sys
+import ast
+import filecmp
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
 
 import pytest
 from conftest import ROOT, working_copy
-from lth_nb.cli import CHAPTERS
+from lth_nb.rooms import CHAPTERS, ROOMS
+
+LIBRARY = ROOT/'lth_nb'
+ABSENT = ('nbdev', 'execnb', 'fastcore', 'fastprogress', 'ipywidgets', 'IPython', 'jupyterlab', 'nbformat', 'nbclient', 'pandas')
+
+
+def _files(library=LIBRARY): return sorted(p.relative_to(library).as_posix() for p in library.rglob('*.py'))
+
+
+def _name(file): return '.'.join(['lth_nb', *file.removesuffix('.py').removesuffix('__init__').strip('/').split('/')]).strip('.')
+
+
+SOURCES = [f for f in _files() if f not in ('__init__.py', '_modidx.py')]
 
 
 @pytest.fixture(scope='module')
@@ -13,25 +32,33 @@ def copy(tmp_path_factory):
     return working_copy(to, 'nbs/results/')
 
 
-def _modules(root): return {p.relative_to(root/'lth_nb').as_posix() for p in (root/'lth_nb').rglob('*.py')}
-
-
 def _run(code, cwd):
-    r = subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(cwd)})
+    env = {**os.environ, 'PYTHONPATH': str(cwd)}
+    r = subprocess.run([sys.executable, '-c', code], cwd=cwd, capture_output=True, text=True, env=env)
     assert r.returncode == 0, r.stderr[-3000:]
 
 
 def test_library_is_in_step(copy):
-    _run('from nbdev.export import nb_export; from nbdev.doclinks import nbdev_export; f = nbdev_export; getattr(f, "__wrapped__", f)()', copy)
-    mine = _modules(ROOT)
-    assert mine == _modules(copy)
-    differ = [n for n in mine if not filecmp.cmp(ROOT/'lth_nb'/n, copy/'lth_nb'/n, shallow=False)]
+    "Exporting all notebooks once more changes nothing, and no module is left of a notebook that has gone."
+    _run('from nbdev.doclinks import nbdev_export as f; getattr(f, "__wrapped__", f)()', copy)
+    assert _files() == _files(copy/'lth_nb')
+    differ = [f for f in _files() if not filecmp.cmp(LIBRARY/f, copy/'lth_nb'/f, shallow=False)]
     assert not differ, f'run nbdev-export: {differ} are not what the notebooks say'
 
 
+def test_every_module_has_its_notebook():
+    for file in SOURCES:
+        text = (LIBRARY/file).read_text()
+        if not text: continue # the face of a room that offers nothing
+        named = re.search(r'File to edit: (\S+\.ipynb)', text)
+        assert named, f'{file} names no notebook'
+        assert (LIBRARY/file).parent.joinpath(named[1]).is_file(), f'{file} is of {named[1]}, which is gone: remove it'
+
+
 def test_notebooks_are_clean(copy):
-    _run('from nbdev.clean import nbdev_clean; f = nbdev_clean; getattr(f, "__wrapped__", f)()', copy)
-    dirty = [p.relative_to(copy).as_posix() for p in (copy/'nbs').rglob('*.ipynb') if p.read_bytes() != (ROOT/p.relative_to(copy)).read_bytes()]
+    _run('from nbdev.clean import nbdev_clean as f; getattr(f, "__wrapped__", f)()', copy)
+    books = [p.relative_to(copy) for p in (copy/'nbs').rglob('*.ipynb')]
+    dirty = [str(p) for p in books if (copy/p).read_bytes() != (ROOT/p).read_bytes()]
     assert not dirty, f'run nbdev-clean: {dirty}'
 
 
@@ -40,51 +67,82 @@ def test_one_quarto_yml():
     assert link.is_symlink() and os.readlink(link) == '../_quarto.yml' and (ROOT/'_quarto.yml').is_file()
 
 
-@pytest.mark.parametrize('module', sorted(m.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for m in _modules(ROOT)
-    if m not in ('__init__.py', '_modidx.py') and not m.endswith('__main__.py')))
+def test_an_installation_has_every_package():
+    find_packages = pytest.importorskip('setuptools').find_packages
+    include = tomllib.loads((ROOT/'pyproject.toml').read_text())['tool']['setuptools']['packages']['find']['include']
+    packages = {_name(f) for f in _files() if f.endswith('__init__.py')}
+    assert packages == set(find_packages(str(ROOT), include=include))
+    assert {_name(f).rpartition('.')[0] for f in SOURCES if not f.endswith('__init__.py')} <= packages, 'a folder has no face'
+
+
+@pytest.mark.parametrize('module', [_name(f) for f in SOURCES])
 def test_imports_need_no_notebook_tools(module):
     "A bare machine with torch can run the library."
-    code = f"""
+    _run(f"""
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {{'nbdev', 'execnb', 'fastcore', 'fastprogress', 'ipywidgets', 'IPython', 'jupyterlab', 'nbformat', 'nbclient', 'pandas'}}:
-            raise ModuleNotFoundError(name)
+        if name.split('.')[0] in {ABSENT}: raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Absent())
-import lth_nb.{module}
+import {module}
 from lth_nb.experiment import compute, step, Store
-"""
-    _run(code, ROOT)
+""", ROOT)
 
 
 def test_import_is_light():
     "Importing the library does not load torchvision, scipy.stats or pandas, and starts no CUDA."
-    _run("import sys, lth_nb.linear_mode_connectivity; assert not {'torchvision', 'pandas', 'scipy.stats'} & set(sys.modules)", ROOT)
+    _run("import sys, lth_nb.linear_mode_connectivity; "
+         "assert not {'torchvision', 'pandas', 'scipy.stats'} & set(sys.modules)", ROOT)
 
 
-def _imports(path):
-    "The rooms of the library that a module imports from, at its head or inside a function, without its own."
-    package = path.relative_to(ROOT).parent.parts
+def _imports(file):
+    "What a module imports of the library, at its head or inside a function: {(module in parts, without lth_nb; name)}."
+    package = ['lth_nb', *file.split('/')[:-1]]
     out = set()
-    for n in ast.walk(ast.parse(path.read_text())):
-        if isinstance(n, ast.ImportFrom):
-            base = package[:len(package) + 1 - n.level] if n.level else ()
-            module = (*base, *(n.module or '').split('.')) if n.module else base
-            if module == ('lth_nb',): out |= {a.name for a in n.names}
-            elif module[0] == 'lth_nb': out.add(module[1])
-        elif isinstance(n, ast.Import): out |= {a.name.split('.')[1] for a in n.names if a.name.startswith('lth_nb.')}
-    return out - {'__version__', (*package, path.stem)[1]}
+    for node in ast.walk(ast.parse((LIBRARY/file).read_text())):
+        if isinstance(node, ast.Import):
+            out |= {(tuple(a.name.split('.')[1:]), '') for a in node.names if a.name.startswith('lth_nb.')}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) + 1 - node.level] if node.level else []
+            module = tuple([*base, *(node.module.split('.') if node.module else [])])
+            if module == ('lth_nb',): out |= {((a.name,), '') for a in node.names if a.name != '__version__'}
+            elif module[0] == 'lth_nb': out |= {(module[1:], a.name) for a in node.names}
+    return out
 
 
-def test_who_imports_whom():
-    "A chapter uses the foundations and no other chapter; the lowest foundations stand alone; steps know nothing of what they compute."
-    by = {m.removesuffix('.py'): _imports(ROOT/'lth_nb'/m) for m in _modules(ROOT)}
-    def room(name): return set().union(*(used for m, used in by.items() if m.split('/')[0] == name))
-    assert 'training' in by['early_phase'] and 'measures' in by['weight_correlation']   # it sees both kinds of import
-    assert not [m for m, used in by.items() if used & set(CHAPTERS) and not m.startswith('figures/')]
-    assert not room('networks') | room('plotting') | room('settings')
-    assert room('data') == {'settings'} and room('experiment') <= {'settings', 'running'}
-    assert by['measures/tickets'] <= {'experiment', 'plotting'}                        # a table may come from anywhere
+def _room(file): return file.removesuffix('.py').split('/')[0]
+
+
+def _foreign(file): return {(module, name) for module, name in _imports(file) if module[0] != _room(file)}
+
+
+def test_every_room_is_in_the_table():
+    assert {_room(f) for f in SOURCES} - {'rooms'} == set(ROOMS)
+
+
+def test_the_table_is_read_right():
+    "Both kinds of import are seen, and those inside functions."
+    assert 'training' in {module[0] for module, _ in _foreign('early_phase.py')}
+    assert 'settings' in {module[0] for file in SOURCES if _room(file) == 'data' for module, _ in _foreign(file)}
+
+
+@pytest.mark.parametrize('file', SOURCES)
+def test_who_imports_whom(file):
+    "A module uses the rooms that the table in nbs/lib/rooms.ipynb allows; figures of a chapter only their own method."
+    used = {module[0] for module, _ in _foreign(file)}
+    assert used <= set(ROOMS.get(_room(file), ())), f'{file} uses {sorted(used - set(ROOMS.get(_room(file), ())))}'
+    if _room(file) == 'figures':
+        own = file.removesuffix('.py').split('/')[-1]
+        assert used & set(CHAPTERS) <= {own}, f'{file} uses the method of another chapter'
+
+
+@pytest.mark.parametrize('file', SOURCES)
+def test_a_room_has_one_door(file):
+    "From another room a module takes public names, at its face."
+    private = sorted(name for _, name in _foreign(file) if name.startswith('_'))
+    assert not private, f'{file} takes {private}, which belong to another room'
+    inside = sorted('.'.join(module) for module, _ in _foreign(file) if len(module) > 1)
+    assert not inside, f'{file} takes from {inside}: take it from the face'
 
 
 def test_lint():
@@ -94,8 +152,7 @@ def test_lint():
 
 def test_nothing_is_left_to_be_written():
     "No placeholder stands in a published page."
-    import json, re
-    for p in (ROOT/'nbs').rglob('*.ipynb'):
-        for c in json.loads(p.read_text())['cells']:
-            text = ''.join(c['source'])
-            assert not re.search(r'\b(TODO|FIXME|INTRO|PROSE|TBD|XXX)\b', text), f'{p.name}: {text[:80]}'
+    for file in (ROOT/'nbs').rglob('*.ipynb'):
+        for cell in json.loads(file.read_text())['cells']:
+            text = ''.join(cell['source'])
+            assert not re.search(r'\b(TODO|FIXME|INTRO|PROSE|TBD|XXX)\b', text), f'{file.name}: {text[:80]}'

@@ -1,0 +1,60 @@
+"""The form of the notebooks: lines that the eye takes in at once, small exported cells."""
+import json
+import re
+import statistics
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+CHECKED = False # True once every room is rebuilt
+WIDTH = 120 # Characters of a line
+CELL = 40 # Lines of an exported cell, at most
+MEDIAN = 12 # Lines of an exported cell, in the middle
+
+pytestmark = pytest.mark.skipif(not CHECKED, reason='the rooms are being rebuilt')
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+
+
+def _cells(kind):
+    "(where it stands, lines) of every cell of a kind."
+    for file in NOTEBOOKS:
+        for i, cell in enumerate(json.loads(file.read_text())['cells']):
+            where = f'{file.relative_to(ROOT/"nbs")}, cell {i}'
+            if cell['cell_type'] == kind: yield where, ''.join(cell['source']).split('\n')
+
+
+def _exported():
+    "{where: lines without directives} of the exported cells."
+    found = {}
+    for where, lines in _cells('code'):
+        options = [line for line in lines if line.startswith('#|')]
+        if any(re.match(r'#\|\s*exports?i?\b', option) for option in options): found[where] = len(lines) - len(options)
+    return found
+
+
+def test_code_is_not_wide():
+    "In the notebooks and the library; what nbdev writes by itself is its own affair."
+    command = ['ruff', 'check', '--select=E501', f'--config=line-length={WIDTH}', '--output-format=concise',
+        '--exclude=lth_nb/_modidx.py', 'nbs', 'lth_nb']
+    r = subprocess.run([sys.executable, '-m', *command], cwd=ROOT, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout
+
+
+def _width(line):
+    "Of a line of Markdown: 0 for what must not break, and without what cannot."
+    if line.startswith(('|', '$$')): return 0
+    return len(re.sub(r'\$[^$]+\$', '$', re.sub(r'\]\([^)]*\)', ']', line)))
+
+
+def test_prose_is_not_wide():
+    wide = [(where, line[:80]) for where, lines in _cells('markdown') for line in lines if _width(line) > WIDTH]
+    assert not wide, f'{len(wide)} lines of Markdown are over {WIDTH} characters: {wide[:20]}'
+
+
+def test_exported_cells_are_small():
+    sizes = _exported()
+    large = {where: n for where, n in sizes.items() if n > CELL}
+    assert not large, f'split them: {large}'
+    assert statistics.median(sizes.values()) <= MEDIAN
