@@ -261,8 +261,8 @@ def ledger(chapter:str, scale:str=None, # None: as settings say
 def _value(option): return option[1] if isinstance(option, tuple) else option
 
 def _chooser(widgets, name, options, value):
-    "A slider over numbers, a list to choose from for words."
-    kind = widgets.Dropdown if isinstance(_value(options[0]), str) else widgets.SelectionSlider
+    "A slider over numbers and labelled values, a list to choose from for words."
+    kind = widgets.Dropdown if isinstance(options[0], str) else widgets.SelectionSlider
     return kind(options=options, value=value, description=name)
 
 def _show_in(out, figure):
