@@ -178,7 +178,7 @@ def data_path(case, device, seconds):
     "A batch: order, crops, gather, normalisation; as a share of a step."
     rep = replica(case, device)
     def batches(n):
-        for i in range(n): rep.batches[rep.step + i]
+        for i in range(n): rep.course.batches[rep.step + i]
     if rep.lane: batches = recorded(rep)
     t = in_turns(Clock(device), dict(step=together([rep]), data=batches), seconds, 5)
     return dict(case=case, seconds=t, share=t['data']/t['step'])

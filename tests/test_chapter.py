@@ -4,7 +4,7 @@ import math
 import numpy as np, pytest
 from conftest import ROOT
 from lth_nb import linear_mode_connectivity as lmc
-from lth_nb.experiment import FIGURES, Needs, Store, Verdict, compute, missing
+from lth_nb.experiment import FIGURES, Needs, Published, Store, Verdict, compute, missing
 from lth_nb.experiment import _nodes as nodes
 
 CHAPTER = [f for f in FIGURES.values() if f.id.startswith('linear_mode_connectivity/')]
@@ -129,7 +129,7 @@ def test_sparsities_verdict(imp, prune, holds):
 
 
 def published():
-    s = Store(ROOT/'nbs/results')
+    s = Published(ROOT/'nbs/results')
     return s, {f.id.split('/')[1]: compute(f.nodes('paper'), store=s, stored=True) for f in CHAPTER if f.id.split('/')[1] in ('figure-2', 'figure-3', 'figure-5')}
 
 

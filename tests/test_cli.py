@@ -4,7 +4,7 @@ import io, json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from lth_nb import cli
-from lth_nb.experiment import FIGURES, Store, table
+from lth_nb.experiment import Published, Store, all_flaws, table
 
 CHAPTER = 'linear_mode_connectivity'
 RUN = ['run', CHAPTER, '--scale', 'smoke', '--figure', 'figure-3']
@@ -79,7 +79,7 @@ def test_status(results, undisturbed, monkeypatch, capsys):
         head,*lines = [l.split() for l in capsys.readouterr().out.splitlines() if l and not l.startswith('+:')]
         return head,{l[0]: [c.rstrip('+') for c in l[1:]] for l in lines}
     head,before = rows(CHAPTER, '--scale', 'smoke')
-    assert head == ['smoke'] and before[f'{CHAPTER}/figure-3'] == ['0/8'] and set(before) == {f for f in FIGURES if f.startswith(CHAPTER)}
+    assert head == ['smoke'] and before[f'{CHAPTER}/figure-3'] == ['0/8'] and set(before) == {f.id for f in cli.figures(CHAPTER)}
     monkeypatch.setenv('LTH_NB_PUBLISHED', str(undisturbed))
     after = rows(CHAPTER, '--scale', 'smoke')[1]
     assert after[f'{CHAPTER}/figure-3'] == ['8/8'] and not results.exists()
@@ -123,14 +123,16 @@ def test_publish(undisturbed, results, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('LTH_NB_RESULTS', str(undisturbed))
     before = values(undisturbed)
     assert call('publish', CHAPTER, '--scale', 'smoke', '--to', tmp_path/'pub') == 0
-    p,s = Store(tmp_path/'pub'),Store(undisturbed)
-    assert len(p.paths()) >= 8 and all(x.startswith('line/') for x in p.paths()) and not list((tmp_path/'pub').rglob('*.safetensors'))
+    p,s = Published(tmp_path/'pub'),Store(undisturbed)
+    assert len(p.paths()) >= 8 and all(x.startswith('line/') for x in p.paths())
+    assert [f.name for f in (tmp_path/'pub').iterdir()] == ['line.jsonl'] and all_flaws(p) == []
     assert f'{len(p.paths())} results copied' in capsys.readouterr().out
+    first = (tmp_path/'pub/line.jsonl').read_bytes()
     for x in p.paths():
         a,b = p.record(x),s.record(x)
         assert a['value'] == b['value'] and a['made'] == b['made'] and a['key'] == b['key'] and a['expression'][-1].split('=')[1].strip().startswith('line(')
     assert call('publish', CHAPTER, '--scale', 'smoke', '--to', tmp_path/'pub') == 0 and '0 results copied' in capsys.readouterr().out
-    assert values(undisturbed) == before
+    assert (tmp_path/'pub/line.jsonl').read_bytes() == first and values(undisturbed) == before
     monkeypatch.setenv('LTH_NB_RESULTS', str(results)); monkeypatch.setenv('LTH_NB_PUBLISHED', str(tmp_path/'pub'))
     assert call(*RUN) == 0 and '8 of 8 results are there' in capsys.readouterr().out and not results.exists()
 
@@ -173,6 +175,18 @@ def test_damage_is_one_line(results, undisturbed, monkeypatch, tmp_path, capsys)
     err = capsys.readouterr().err
     assert str(f) in err and 'damaged' in err and len(err.splitlines()) == 1
     assert call('publish', CHAPTER, '--scale', 'smoke', '--to', tmp_path/'pub') == 1 and str(f) in capsys.readouterr().err
+
+
+def test_a_number_that_is_not_finite_is_left_out(undisturbed, results, tmp_path, capsys):
+    "A training that went astray is no reason to keep the others back."
+    shutil.copytree(undisturbed, results)
+    file = sorted(results.glob('line/*.json'))[0]
+    record = json.loads(file.read_text())
+    record['value']['distance'] = float('nan')
+    file.write_text(json.dumps(record))
+    assert call('publish', CHAPTER, '--scale', 'smoke', '--to', tmp_path/'pub') == 0
+    assert f'left out: line/{file.stem}, a number in it is not finite' in capsys.readouterr().out
+    assert set(Store(results).paths('line')) - set(Published(tmp_path/'pub').paths()) == {f'line/{file.stem}'}
 
 
 def test_nothing_there_is_said(results, tmp_path, capsys):

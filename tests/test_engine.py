@@ -434,7 +434,7 @@ def test_streamed_images_train_and_are_measured(tmp_path):
     "Images that are read from files as they are needed: the same replica twice, stopped and forked; worker processes change nothing."
     from PIL import Image
     import numpy as np
-    from lth_nb.data import Data, imagenet
+    from lth_nb.data import imagenet
     g = np.random.default_rng(0)
     for split,n in (('train', 8), ('val', 3)):
         for c in 'ab':
@@ -443,10 +443,10 @@ def test_streamed_images_train_and_are_measured(tmp_path):
     data,net = imagenet(path=tmp_path, size=32),replace(nets.resnet20, classes=2)
     recipe = Recipe(6, batch=5, lr=.05, augment=True, milestones=())
     whole,part = (Replica(init.fn(net, 0), data, recipe, 1, 0) for _ in range(2))
-    assert not isinstance(whole.batches.data, Data) and not whole.driven
+    assert not whole.course.resident and not whole.driven
     whole.run(6); part.run(3)
     fork = Replica(part.state(), data, recipe, 1, 3)
-    fork.batches = data.load().batches(5, 1, True, workers=2)
+    fork.course.batches = data.load().batches(5, 1, True, workers=2)
     fork.run(6)
     assert same(fork.state(), whole.state())
     got,m = evaluate.fn(whole.state(), data),module_of(whole.state()).eval()

@@ -4,15 +4,15 @@ import subprocess, sys
 import pytest, torch
 from conftest import ROOT
 from lth_nb.cli import CHAPTERS, figures
-from lth_nb.experiment import Store, missing, processor, _nodes
+from lth_nb.experiment import Published, Store, missing, nodes_in, processor
 
-published = Store(ROOT/'nbs/results')
+published = Published(ROOT/'nbs/results')
 ALIKE = {'2.14', '2.15'}   # of the 2,121 results of scale quick all but a cost in seconds have the same bits with either, on one processor
 
 def quickest(chapter):
     "The published result of scale quick that takes the fewest steps to compute from nothing, and those steps."
     steps = lambda n: sum(t.nodes[0].step.size(t.nodes) for t in missing([n], _nothing).values() if t.nodes[0].step.size)
-    seen = {n.path: n for f in figures(chapter) for n in _nodes(f.nodes('quick')) if published.has(n.path)}
+    seen = {n.path: n for f in figures(chapter) for n in nodes_in(f.nodes('quick')) if published.has(n.path)}
     return min(((steps(n), p, n) for p, n in seen.items() if steps(n)), key=lambda spn: spn[:2])
 
 class _Nothing:
@@ -30,8 +30,8 @@ def test_a_published_result_comes_out_again(chapter, tmp_path):
     if not same or made['machine'] != processor(): pytest.skip(f'made with torch {made["torch"]} on {made["machine"]}, this is {torch.__version__} on {processor()}')
     code = f"""
 from lth_nb.cli import figures
-from lth_nb.experiment import Store, compute, _nodes
-n = next(n for f in figures({chapter!r}) for n in _nodes(f.nodes('quick')) if n.path == {path!r})
+from lth_nb.experiment import Store, compute, nodes_in
+n = next(n for f in figures({chapter!r}) for n in nodes_in(f.nodes('quick')) if n.path == {path!r})
 compute(n, store=Store({str(tmp_path)!r}), workers=1, device='cpu', quiet=True)
 """
     r = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)

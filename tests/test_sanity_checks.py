@@ -5,7 +5,7 @@ import numpy as np, pytest
 from conftest import ROOT
 from lth_nb import networks as nets, sanity_checks as sc
 from lth_nb.data import mnist1d
-from lth_nb.experiment import FIGURES, Needs, Store, compute, missing
+from lth_nb.experiment import FIGURES, Needs, Published, Store, compute, missing
 from lth_nb.experiment import _nodes as nodes
 from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
@@ -122,7 +122,7 @@ def test_ledger_holds_every_claim_of_the_slides():
 
 def test_published_quick():
     "The published table is the one the page shows: complete, and within what these networks do."
-    store,f = Store(ROOT/'nbs/results'),FIGURES['sanity_checks/table-3']
+    store,f = Published(ROOT/'nbs/results'),FIGURES['sanity_checks/table-3']
     values = compute(f.nodes('quick'), store=store, stored=True)
     if not any(v for case in values.values() for by in case.values() for lrs in by.values() for vs in lrs.values() for v in vs): pytest.skip('no published results yet')
     for name,case in values.items():

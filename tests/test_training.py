@@ -215,8 +215,8 @@ def test_an_infinite_gradient_does_not_wake_pruned_weights():
         mask = random_mask(conv)
         rep = Replica(init.fn(conv, 0), toy, recipe, 0, 0, mask=mask)
         rep.run(10)
-        x,y = rep.batches[10]
-        rep.batches = {10: (torch.full_like(x, float('inf')), y)}
+        x,y = rep.course.batches[10]
+        rep.course.batches = {10: (torch.full_like(x, float('inf')), y)}
         rep.run(11)
         assert any(w.isnan().any() for w in rep.state()['weights'].values())
         assert plus_zero(pruned_places(rep.state(), mask))
@@ -249,14 +249,14 @@ def test_rewinding_restores_everything(tmp_path, network, recipe):
     rep = Replica(state, toy, recipe, 3, k)
     assert same(rep.state(), state) and rep.step == k
     assert not same(state, end, ('weights',)) and (network is mlp or not same(state, end, ('buffers',)))
-    assert float(rep.rates[rep.step]) == pytest.approx(recipe.lr*.1, rel=1e-12), 'after the milestone at 30'
+    assert float(rep.course.rates[rep.step]) == pytest.approx(recipe.lr*.1, rel=1e-12), 'after the milestone at 30'
     order = toy.load().batches(32, 3)
-    x,y = rep.batches[rep.step]
+    x,y = rep.course.batches[rep.step]
     assert torch.equal(x, order[k][0]) and torch.equal(y, order[k][1]) and not torch.equal(x, order[0][0])
     rep.run(60)
     assert same(rep.state(), end, ('weights', 'buffers'))
     reset = Replica(state, toy, recipe, 3, 0)
-    assert reset.rates[reset.step] == 0 and torch.equal(reset.batches[reset.step][0], order[0][0]), 'the schedule reset: from its first step'
+    assert reset.course.rates[reset.step] == 0 and torch.equal(reset.course.batches[reset.step][0], order[0][0]), 'the schedule reset: from its first step'
     assert train(t.at(k), toy, recipe, order=3, first=0).first == 0
 
 

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from conftest import ROOT
 from lth_nb import weight_correlation as wc
 from lth_nb.data import mnist1d
-from lth_nb.experiment import FIGURES, Needs, Store, Verdict, compute, missing
+from lth_nb.experiment import FIGURES, Needs, Published, Store, Verdict, compute, missing
 from lth_nb.experiment import _nodes as nodes
 from lth_nb.networks import mnist1d_conv as conv
 from lth_nb.measures import R_p, correlation, indicator, layers_of, null, overlap, pairwise, ranks, shared, z_score
@@ -300,7 +300,7 @@ def test_claims_about_resnet20_are_judged_by_it():
 
 def test_published_quick():
     "The numbers behind the chapter's figures are all there, and say what the chapter says of its main stand-in."
-    s = Store(ROOT/'nbs/results')
+    s = Published(ROOT/'nbs/results')
     if not s.paths('correlation'): pytest.skip('no published results yet')
     for f in CHAPTER:
         there,wanted = f.count('quick', store=s)

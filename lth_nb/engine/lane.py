@@ -28,7 +28,7 @@ def precisely(recipe:Recipe):
     try: yield
     finally: cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = kept
 
-# %% ../../nbs/lib/engine/lane.ipynb #d0f79571
+# %% ../../nbs/lib/engine/lane.ipynb #0edb475a
 @contextmanager
 def uncollected():
     "No garbage collection."
@@ -45,7 +45,7 @@ def record(work, # A function of tensor operations
     with uncollected(), torch.cuda.graph(graph, stream=stream, capture_error_mode='thread_local'): work()
     return graph.replay
 
-# %% ../../nbs/lib/engine/lane.ipynb #554c5c34
+# %% ../../nbs/lib/engine/lane.ipynb #41e69ad3
 def changed(rep)->list: # Tensors
     "All that a driven step writes and a later one reads."
     model = rep.model
@@ -72,7 +72,7 @@ def recordings(rep, stream)->dict: # {n: a call that takes n steps}, the longest
         back()
     return calls
 
-# %% ../../nbs/lib/engine/lane.ipynb #d1cfa4e4
+# %% ../../nbs/lib/engine/lane.ipynb #ded606ad
 class Replayed:
     "Driven steps of a replica, recorded when the first is wanted."
     def __init__(self, stream):
@@ -87,7 +87,7 @@ class Replayed:
                 call()
                 n -= size
 
-# %% ../../nbs/lib/engine/lane.ipynb #36dd508d
+# %% ../../nbs/lib/engine/lane.ipynb #a487369d
 STREAMS = 8
 _streams = {}
 
@@ -115,7 +115,7 @@ class Stream:
         return torch.zeros(WINDOW, dtype=torch.bool).pin_memory()
     def synchronize(self): self.cuda.synchronize()
 
-# %% ../../nbs/lib/engine/lane.ipynb #29af821a
+# %% ../../nbs/lib/engine/lane.ipynb #8d9ba23e
 class Lane:
     "A replica on a stream, and the windows of it that are under way."
     def __init__(self, rep, stream):

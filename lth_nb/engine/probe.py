@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXACT', 'reestimate', 'into_vector', 'add_up', 'RecordedBatch', 'exactly', 'evaluated', 'Probe']
 
-# %% ../../nbs/lib/engine/probe.ipynb #dabed119
+# %% ../../nbs/lib/engine/probe.ipynb #747852e0
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ from ..data import Data
 from ..networks import Network, takes
 from ..recipes import Recipe
 from .lane import precisely, record
-from .replica import loaders
+from .step import loaders
 from .weights import batchnorms, laid_out, lined_up
 
-# %% ../../nbs/lib/engine/probe.ipynb #fe771ec5
+# %% ../../nbs/lib/engine/probe.ipynb #c141b019
 @torch.no_grad()
 def reestimate(net:nn.Module, data, # A loaded data set
     n:int=2000, size:int=500 # Training images, and how many at a time
@@ -33,7 +33,7 @@ def reestimate(net:nn.Module, data, # A loaded data set
     net.eval()
     for m,momentum in zip(norms, kept): m.momentum = momentum
 
-# %% ../../nbs/lib/engine/probe.ipynb #3593fc89
+# %% ../../nbs/lib/engine/probe.ipynb #5b954016
 def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
     "Make all parameters and statistics of a network views of one vector, which begins as zeros."
     named = (*net.named_parameters(), *net.named_buffers())
@@ -45,7 +45,7 @@ def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
         start += t.numel()
     return {name: t.shape for name,t in parts.items()}, vector
 
-# %% ../../nbs/lib/engine/probe.ipynb #c1fa9546
+# %% ../../nbs/lib/engine/probe.ipynb #d1540bb9
 @torch.no_grad()
 def add_up(net:nn.Module, x:Tensor, y:Tensor,
     totals:Tensor, # float64 [2]: errors, summed cross-entropy
@@ -79,7 +79,7 @@ class RecordedBatch:
         self.replay()
         return self.predictions
 
-# %% ../../nbs/lib/engine/probe.ipynb #7267cbb4
+# %% ../../nbs/lib/engine/probe.ipynb #f15337b5
 EXACT = Recipe(1)   # fp32
 
 def exactly(device): # A context
@@ -113,7 +113,7 @@ class Probe:
         self.net = network.build().to(device=data.device, memory_format=torch.channels_last).eval()
         self.shapes, self.flat = into_vector(self.net)
         self.totals = torch.zeros(2, dtype=torch.float64, device=data.device)
-        self.recorded = {} if on_gpu and isinstance(data, Data) else None   # {split: RecordedBatch}, where there can be any
+        self.recorded = {} if on_gpu and isinstance(data, Data) else None   # {split: RecordedBatch}
     def vector(self, state:dict)->Tensor: # float32 [n], on the device
         "All of a state's numbers, BatchNorm's statistics included. A state that does not fit raises `ValueError`."
         have = {**state['weights'], **state['buffers']}

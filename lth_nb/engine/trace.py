@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Hooks', 'Trace']
 
-# %% ../../nbs/lib/engine/trace.ipynb #d7e6ecae
+# %% ../../nbs/lib/engine/trace.ipynb #51ed80d0
 import math
 import torch
 from torch import Tensor
 
-# %% ../../nbs/lib/engine/trace.ipynb #35cd8b4b
+# %% ../../nbs/lib/engine/trace.ipynb #95d646bc
 class Hooks(list):
     "Those who look into the steps of a replica."
     def gradient(self, rep):
@@ -31,7 +31,7 @@ class Trace:
         self.first = None
     def begin(self, rep):
         "Make room for all steps from here to the end of the recipe."
-        steps = max(1, len(rep.rates) - rep.step)
+        steps = max(1, len(rep.course.rates) - rep.step)
         self.first = rep.step
         self.table = torch.full((steps, len(self.measures)), math.nan, device=rep.weights.vector.device)
     def after(self, rep):

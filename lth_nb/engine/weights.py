@@ -6,7 +6,7 @@
 __all__ = ['network_of', 'module_of', 'loss_of', 'lined_up', 'laid_out', 'batchnorms', 'layers_first', 'places', 'Weights',
            'bits_of', 'alive', 'sgd', 'adam', 'averages', 'compiled']
 
-# %% ../../nbs/lib/engine/weights.ipynb #1bc3aeec
+# %% ../../nbs/lib/engine/weights.ipynb #25d5ce58
 import warnings
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def module_of(state:dict, # A state
     except RuntimeError as e: raise ValueError(f'this state does not fit {network}: {e}') from None
     return module.to(device=device, memory_format=torch.channels_last)
 
-# %% ../../nbs/lib/engine/weights.ipynb #e07aa115
+# %% ../../nbs/lib/engine/weights.ipynb #c84a5384
 def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary logits)
     y:Tensor # Labels, int64 [batch]
     )->Tensor: # Mean cross-entropy
@@ -34,7 +34,7 @@ def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary lo
     if isinstance(out, tuple): return loss_of(out[0], y) + .4*loss_of(out[1], y)
     return F.cross_entropy(out if out.dtype == torch.float64 else out.float(), y)
 
-# %% ../../nbs/lib/engine/weights.ipynb #c98a7ed8
+# %% ../../nbs/lib/engine/weights.ipynb #0fd0c371
 def lined_up(t:Tensor)->Tensor: # [n]
     "A parameter or buffer as a piece of a vector."
     if t.dim() == 4: t = t.permute(0, 2, 3, 1)
@@ -47,7 +47,7 @@ def laid_out(piece:Tensor, # [n]
     n, c, h, w = shape
     return piece.view(n, h, w, c).permute(0, 3, 1, 2)
 
-# %% ../../nbs/lib/engine/weights.ipynb #c98d6cc9
+# %% ../../nbs/lib/engine/weights.ipynb #a85f717d
 def batchnorms(net:nn.Module)->list[nn.Module]:
     "The BatchNorm layers of a network."
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -69,7 +69,7 @@ def places(named:list # (name, parameter)
 
 # %% ../../nbs/lib/engine/weights.ipynb #3ee63885
 class Weights:
-    "All parameters of `net` in `vector`, their gradients in `grad`. The parameters become views of it, or of its bf16 copy."
+    "All parameters of `net` in `vector`, their gradients in `grad`. They become views of it, or of its bf16 copy."
     def __init__(self, net:nn.Module, half:bool=False):
         named, self.layers = layers_first(net)
         self.params = [p for _,p in named]
@@ -100,7 +100,7 @@ class Weights:
         self.grad[:self.cut].copy_(self.half_grad)
         if flat[self.layers:]: torch.cat(flat[self.layers:], out=self.grad[self.cut:])
 
-# %% ../../nbs/lib/engine/weights.ipynb #4885517c
+# %% ../../nbs/lib/engine/weights.ipynb #422eead0
 def bits_of(mask:dict, # {name: bool, True = kept}
     weights:Weights, network:str # Its name, for the message
     )->Tensor: # -1 where a weight lives, 0 where it is pruned: int32 [n], int64 for float64
@@ -142,7 +142,7 @@ def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages o
     v.copy_(alive(v*betas[1] + (1 - betas[1])*g*g, keep))
     w.copy_(alive(w - rate*m/(v.sqrt()/scale + eps), keep))
 
-# %% ../../nbs/lib/engine/weights.ipynb #177c17b6
+# %% ../../nbs/lib/engine/weights.ipynb #99624477
 def averages(recipe:Recipe, weights:Weights,
     kept:dict=None # {average: {parameter: tensor}}, as states have them; None: from zero
     )->dict: # {average: vector [n]}
@@ -158,11 +158,11 @@ def averages(recipe:Recipe, weights:Weights,
         for parameter,value in kept[name].items(): weights.view(slot, parameter).copy_(value)
     return slots
 
-# %% ../../nbs/lib/engine/weights.ipynb #9deb3ed1
+# %% ../../nbs/lib/engine/weights.ipynb #b00e507b
 _compiled = {}
 
 def compiled(f):
-    "`f` through torch.compile, made once a process and shared by all replicas; `f` itself where that does not work here."
+    "`f` through torch.compile, made once a process and shared by all replicas; `f` itself where that does not work."
     if f not in _compiled: _compiled[f] = _attempt(f, torch.compile(f, dynamic=False))
     return _compiled[f]
 
