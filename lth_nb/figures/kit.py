@@ -15,7 +15,7 @@ import math
 import matplotlib.pyplot as plt, numpy as np
 from ..claims import Verdict, decide, size_of, together
 from ..data import Dataset, MissingData, data_folder
-from ..experiment import _nodes as nodes_in, compute, default_store
+from ..experiment import compute, default_store, nodes_in
 from ..networks import Network
 from ..plotting import beside, empty, grid, scale_note
 from ..recipes import Recipe
