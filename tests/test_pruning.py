@@ -172,8 +172,8 @@ def test_random_masks_are_uniform():
 
 
 def test_imp_rounds(tmp_path):
-    """Four rounds on a network that is really trained: exact counts, nested masks, and each round prunes the smallest of
-    its own trained weights."""
+    """Four rounds on a network that is really trained: exact counts, nested masks, and each round prunes the smallest
+    of its own trained weights."""
     data,r,k = mnist1d(train=128, test=64),Recipe(12, batch=32, lr=.1),3
     w0 = init(mnist1d_conv, seed=0)
     wk = train(w0, data, r, order=0).at(k)
