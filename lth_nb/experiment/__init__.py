@@ -9,7 +9,7 @@ __all__ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_cal
            'record_of', 'FORMAT', 'Files', 'Store', 'StoreError', 'Stores', 'default_store', 'pack', 'unpack', 'table',
            'Fleet', 'close_pools', 'tick']
 
-# %% ../../nbs/lib/experiment/index.ipynb #2c1d29f8
+# %% ../../nbs/lib/experiment/index.ipynb #d47f4a34
 from .call import (Checkpoint, Shelf, Stopped, processor, provenance, run_call, turns, value_of)
 from .compute import ComputeError, Task, compute, missing
 from .node import Node, Step, canonical, expression, key_of, map_nodes, nodes_in, step, written
@@ -20,17 +20,17 @@ from .table import table
 from .workers import Fleet, close_pools
 from ..running import tick
 
-# %% ../../nbs/lib/experiment/index.ipynb #bc6ae53f
+# %% ../../nbs/lib/experiment/index.ipynb #f3cfc702
 _all_ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_call', 'turns', 'value_of', 'ComputeError',
          'Task', 'compute', 'missing', 'Node', 'Step', 'canonical', 'expression', 'key_of', 'map_nodes', 'nodes_in',
          'step', 'written', 'Progress', 'Published', 'add_results', 'all_finite', 'all_flaws', 'flaws', 'published_at',
          'record_of', 'FORMAT', 'Files', 'Store', 'StoreError', 'Stores', 'default_store', 'pack',
          'unpack', 'table', 'Fleet', 'close_pools', 'tick']
 
-# %% ../../nbs/lib/experiment/index.ipynb #3cd0c6bd
+# %% ../../nbs/lib/experiment/index.ipynb #643037b3
 _nodes = nodes_in
 _MOVED = {'digest': ('lth_nb.experiment.node', 'key_of')}
-_MOVED |= {name: ('lth_nb.experiment.claims_old', name) for name in (
+_MOVED |= {name: ('lth_nb.figures.old', name) for name in (
     'Needs', 'Verdict', 'Figure', 'FIGURES', 'figure', 'mean_interval', 'decide', 'within', 'opposite', 'together',
     'judged', 'verdicts')}
 

@@ -16,12 +16,12 @@ import numpy as np
 @singledispatch
 def written(x:Any # Numbers, strings, lists, dicts, dataclasses, steps, nodes
     )->str: # JSON, keys in order
-    "The one written form of a value. Raises `TypeError` for what has none, `ValueError` for a number that is not finite."
+    "The one written form of a value. `TypeError` for what has none, `ValueError` for a number that is not finite."
     if dataclasses.is_dataclass(x) and not isinstance(x, type): return _written_dataclass(x)
     raise TypeError(f'{x!r} ({type(x).__name__}) cannot be an argument of a step: it has no written form. '
                     'Use numbers, strings, lists, dicts, frozen dataclasses, or the node of another step')
 
-# %% ../../nbs/lib/experiment/node.ipynb #c673b4fe
+# %% ../../nbs/lib/experiment/node.ipynb #de9e68da
 @written.register
 def _written_scalar(x:bool|int|str|None): return json.dumps(x)
 
@@ -33,7 +33,7 @@ def _written_float(x:float):
 @written.register
 def _written_numpy(x:np.generic): return written(x.item())
 
-# %% ../../nbs/lib/experiment/node.ipynb #05dc208a
+# %% ../../nbs/lib/experiment/node.ipynb #c7886c2c
 def _object(texts): # {name: written form} -> the written form of a JSON object
     return f"{{{', '.join(f'{json.dumps(name)}: {text}' for name,text in sorted(texts.items()))}}}"
 
@@ -43,13 +43,13 @@ def _written_sequence(x:list|tuple): return f"[{', '.join(written(item) for item
 @written.register
 def _written_dict(x:dict): return _object({str(name): written(value) for name,value in x.items()})
 
-# %% ../../nbs/lib/experiment/node.ipynb #24234ca2
+# %% ../../nbs/lib/experiment/node.ipynb #1c879485
 def _counts(x, f): # whether a field of a dataclass says more than its default does
     return f.metadata.get('identity', True) and (f.default is dataclasses.MISSING or getattr(x, f.name) != f.default)
 
 def _fields(x): return {f.name: getattr(x, f.name) for f in dataclasses.fields(x) if _counts(x, f)}
 
-# %% ../../nbs/lib/experiment/node.ipynb #8fe110f4
+# %% ../../nbs/lib/experiment/node.ipynb #66361e8c
 def _cannot_change(x):
     try: hash(x)
     except TypeError: return False
@@ -61,7 +61,7 @@ def _written_dataclass(x):
     if _cannot_change(x): object.__setattr__(x, '_written', text)
     return text
 
-# %% ../../nbs/lib/experiment/node.ipynb #32fbf31c
+# %% ../../nbs/lib/experiment/node.ipynb #c1bd00be
 def _hash(text): return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 def key_of(x:Any # Anything `written` takes
@@ -69,12 +69,13 @@ def key_of(x:Any # Anything `written` takes
     "The hash of a value's written form."
     return _hash(written(x))
 
+# %% ../../nbs/lib/experiment/node.ipynb #252db29e
 def canonical(x:Any # Anything `written` takes
     )->Any: # What JSON can hold
     "A value as its written form reads: what identifies it, and nothing else."
     return json.loads(written(x))
 
-# %% ../../nbs/lib/experiment/node.ipynb #99fdb7f6
+# %% ../../nbs/lib/experiment/node.ipynb #2e8864ac
 def _signature(fn, many):
     "What a caller may give."
     signature = inspect.signature(fn)
@@ -113,10 +114,11 @@ class Step:
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
         return Step, (self.fn, self.version, self.many, self.store, self.size)
 
-# %% ../../nbs/lib/experiment/node.ipynb #f5fadbbc
+# %% ../../nbs/lib/experiment/node.ipynb #af22156c
 @written.register
 def _written_step(x:Step): return f'{{"step": {json.dumps(x.name)}, "version": {x.version}}}'
 
+# %% ../../nbs/lib/experiment/node.ipynb #c6472152
 def step(fn:Callable=None, # The function; its name is part of every key, so rename it only with intent
     *, version:int=1, # Raise it when the function's results change: the old ones stay in the store, unread
     many:bool=False, # Yields many items in one run; the function then takes `items` and `shelf`
@@ -136,6 +138,7 @@ def nodes_in(x:Any):
     elif isinstance(x, (list, tuple)):
         for value in x: yield from nodes_in(value)
 
+# %% ../../nbs/lib/experiment/node.ipynb #8819e6e5
 def map_nodes(f:Callable, # Node -> what stands in its place
     x:Any)->Any:
     "A structure with every node in it replaced."
@@ -144,9 +147,10 @@ def map_nodes(f:Callable, # Node -> what stands in its place
     if isinstance(x, (list, tuple)): return type(x)(map_nodes(f, value) for value in x)
     return x
 
-# %% ../../nbs/lib/experiment/node.ipynb #23952018
+# %% ../../nbs/lib/experiment/node.ipynb #341bcd31
 def _call_key(step, args):
-    return _hash(f'{{"args": {_object(step.written(args))}, "step": {json.dumps(step.name)}, "version": {step.version}}}')
+    written_args = _object(step.written(args))
+    return _hash(f'{{"args": {written_args}, "step": {json.dumps(step.name)}, "version": {step.version}}}')
 
 def _item_key(call, item): return _hash(f'{{"call": "{call}", "item": {written(item)}}}')
 
@@ -157,7 +161,7 @@ def _path(node):
     if isinstance(node.item, str): return f'{whole}/{node.item}'
     return f'{whole}/watch-{node.key[:8]}'
 
-# %% ../../nbs/lib/experiment/node.ipynb #1872b24e
+# %% ../../nbs/lib/experiment/node.ipynb #7abeaa3e
 @dataclass(frozen=True, eq=False)
 class Node:
     "A value that is not computed yet: a step, its arguments, and for a step of many values the item wanted."
@@ -187,6 +191,7 @@ class Node:
         item = '' if self.item is None else f'[{self.item!r}]'
         return f"{self.step.name}({', '.join(self.args)}){item} {self.key[:8]}"
 
+# %% ../../nbs/lib/experiment/node.ipynb #4e3dce3d
 @written.register
 def _written_node(x:Node): return f'{{"node": "{x.key}"}}'
 
@@ -196,21 +201,24 @@ def _spelled(x, names): # names: {key of a node: its name in the program}
     if isinstance(x, Node): return names[x.key]
     if isinstance(x, Step): return x.name
     if isinstance(x, (list, tuple)): return f"[{', '.join(_spelled(value, names) for value in x)}]"
-    if isinstance(x, dict): return f"{{{', '.join(f'{name}: {_spelled(value, names)}' for name,value in x.items())}}}"
+    if isinstance(x, dict): return f"{{{', '.join(f'{key}: {_spelled(value, names)}' for key,value in x.items())}}}"
     if dataclasses.is_dataclass(x): return _spelled_dataclass(x)
     return repr(x)
 
+# %% ../../nbs/lib/experiment/node.ipynb #af0541f6
 def _spelled_dataclass(x):
-    shown = {name: str(value)[:12] if name == 'sha256' else canonical(value) for name,value in _fields(x).items()}
+    shown = {name: canonical(value) for name,value in _fields(x).items()}
+    if 'sha256' in shown: shown['sha256'] = str(x.sha256)[:12]   # enough to tell two files apart
     return f"{type(x).__name__}({', '.join(f'{name}={value!r}' for name,value in shown.items())})"
 
-# %% ../../nbs/lib/experiment/node.ipynb #721ce9f4
+# %% ../../nbs/lib/experiment/node.ipynb #7869ae0c
 def _line(node, names):
     asked = node.step.written(node.args)
     args = ', '.join(f'{name}={_spelled(value, names)}' for name,value in node.args.items() if name in asked)
     item = '' if node.item is None else f'[{_spelled(node.item, names)}]'
     return f'{names[node.key]} = {node.step.name}({args}){item}'
 
+# %% ../../nbs/lib/experiment/node.ipynb #8e4b34fe
 def expression(node:Node # Any node
     )->list[str]: # Lines `name = step(arguments)`, the last one the node itself
     "The program that gives a node's value."

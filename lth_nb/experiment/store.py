@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'pack', 'unpack', 'Files', 'StoreError', 'Store', 'Stores', 'default_store']
 
-# %% ../../nbs/lib/experiment/store.ipynb #57b8d8ce
+# %% ../../nbs/lib/experiment/store.ipynb #3128f2e4
 import json, math, os, uuid, zlib
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ def _pack_tensor(x, path, tensors):
     tensors[path] = x.detach().cpu().contiguous().clone()
     return {'~tensor': path}
 
+# %% ../../nbs/lib/experiment/store.ipynb #61a55f70
 def _skeleton(x, path, tensors):
     if isinstance(x, torch.Tensor): return _pack_tensor(x, path, tensors)
     if isinstance(x, np.ndarray): return _skeleton(x.tolist(), path, tensors)
@@ -32,13 +33,14 @@ def _skeleton(x, path, tensors):
     raise TypeError(f'a step returned {type(x).__name__} at {path}: '
                     'return numbers, strings, tensors, or dicts and lists of them')
 
-# %% ../../nbs/lib/experiment/store.ipynb #8dad1843
+# %% ../../nbs/lib/experiment/store.ipynb #c20dc6e5
 def pack(x:Any # What a step returns
     )->tuple[Any, dict]: # JSON, and the tensors by the names it has for them
     "A value in two parts. Raises `TypeError` for what cannot be stored, naming where it stands."
     tensors = {}
     return _skeleton(x, 'value', tensors), tensors
 
+# %% ../../nbs/lib/experiment/store.ipynb #fd3d23ea
 def _bits(packed, shape):
     bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
     return torch.from_numpy(bits.astype(bool)).reshape(shape)
@@ -52,7 +54,7 @@ def unpack(x:Any, # JSON, as `pack` gives it
     if '~bits' in x: return _bits(tensors[x['~bits']], x['shape'])
     return {name: unpack(value, tensors) for name,value in x.items()}
 
-# %% ../../nbs/lib/experiment/store.ipynb #f564e856
+# %% ../../nbs/lib/experiment/store.ipynb #58e73e03
 def _write_whole(file, data):
     "A file on a local disk, whole or not at all."
     Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +95,13 @@ class Files:
         if not self.fs.exists(top): return []
         return [file[len(self.root) + 1:] for file in self.fs.find(top)]
 
-# %% ../../nbs/lib/experiment/store.ipynb #b9302682
+# %% ../../nbs/lib/experiment/store.ipynb #e7506bef
 FORMAT = 1
 
 class StoreError(RuntimeError):
     "A stored result that cannot be read or written; the message names the file and what to do."
 
+# %% ../../nbs/lib/experiment/store.ipynb #4f18407c
 def _parsed(data, file): # the bytes of a result's JSON file -> its record
     try: record = json.loads(data)
     except ValueError as e:
@@ -110,17 +113,14 @@ def _parsed(data, file): # the bytes of a result's JSON file -> its record
                          'use the lth_nb that wrote it, or choose another results folder')
     return record
 
-def _not_written(file, error):
-    return (f'could not write {file}: {error.strerror or error}. Nothing of it was kept, all earlier results are '
-            'untouched: make room or choose another results folder, and run again')
-
+# %% ../../nbs/lib/experiment/store.ipynb #dc1f87d5
 def _check_bytes(blob, about, file): # about: what the record says of the file of tensors
     if len(blob) == about['bytes'] and zlib.crc32(blob) == about['crc32']: return
     how = 'its bytes have changed'
     if len(blob) != about['bytes']: how = f'{len(blob)} bytes, written were {about["bytes"]}'
     raise StoreError(f'{file} is damaged ({how}): delete it with its .json and run again to have it computed anew')
 
-# %% ../../nbs/lib/experiment/store.ipynb #6b4a70da
+# %% ../../nbs/lib/experiment/store.ipynb #4208b6f3
 def _write_result(files, path, record, tensors):
     if tensors:
         blob = save_tensors(tensors)
@@ -132,6 +132,11 @@ def _remove_result(files, path):
     files.remove(f'{path}.json')
     files.remove(f'{path}.safetensors')
 
+def _not_written(file, error):
+    return (f'could not write {file}: {error.strerror or error}. Nothing of it was kept, all earlier results are '
+            'untouched: make room or choose another results folder, and run again')
+
+# %% ../../nbs/lib/experiment/store.ipynb #edf68795
 def _read_record(files, path):
     file = files.full(f'{path}.json')
     try: data = files.read(f'{path}.json')
@@ -146,7 +151,7 @@ def _read_tensors(files, path, about):
     _check_bytes(blob, about, file)
     return load_tensors(blob)
 
-# %% ../../nbs/lib/experiment/store.ipynb #236481c8
+# %% ../../nbs/lib/experiment/store.ipynb #1acf5982
 class Store:
     "Results in a folder, or under any fsspec URL."
     def __init__(self, root:str|Path # A folder, made when first written to, or a URL such as s3://bucket/results
@@ -205,7 +210,7 @@ class Stores:
     def write(self, path:str, value:Any, **about): self.own.write(path, value, **about)
     def remove(self, path:str): self.own.remove(path)
 
-# %% ../../nbs/lib/experiment/store.ipynb #36422e27
+# %% ../../nbs/lib/experiment/store.ipynb #ab6ed983
 def default_store(results:str=None, # Folder or URL of the reader's own results; None: as settings say
     published:str=None, # Folder of the published ones; None: as settings say
     )->Stores:

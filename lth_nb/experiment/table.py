@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['flat', 'row_of', 'table']
 
-# %% ../../nbs/lib/experiment/table.ipynb #d0c87a57
+# %% ../../nbs/lib/experiment/table.ipynb #a2330140
 from .store import default_store
 
 # %% ../../nbs/lib/experiment/table.ipynb #bf21adc4
@@ -15,7 +15,7 @@ def flat(x, prefix:str=''):
     else:
         for name,value in x.items(): yield from flat(value, f'{prefix}.{name}' if prefix else str(name))
 
-# %% ../../nbs/lib/experiment/table.ipynb #95f99eb1
+# %% ../../nbs/lib/experiment/table.ipynb #bf427166
 def row_of(path:str, record:dict # As a store has it
     )->dict:
     "A result as a row. Weights and masks are listed without their tensors."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'ByValue', 'without_main', 'Workers', 'processes_that_fit', 'Pool', 'pool_of', 'close_pools', 'Turns',
-           'give_back', 'Memory', 'begin_again', 'Fleet', 'SideBySide']
+           'give_back', 'Memory', 'begin_again', 'go_on', 'Fleet', 'SideBySide']
 
-# %% ../../nbs/lib/experiment/workers.ipynb #3f9b9278
+# %% ../../nbs/lib/experiment/workers.ipynb #6205de9d
 import atexit, gc, math, os, shutil, sys, tempfile, time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,6 +25,7 @@ class ByValue:
     def __reduce__(self): return cloudpickle.loads, (cloudpickle.dumps(self.function),)
     def __call__(self): return self.function()
 
+# %% ../../nbs/lib/experiment/workers.ipynb #e185d07b
 @contextmanager
 def without_main():
     "Processes that are started in here do not look at the caller's script."
@@ -34,7 +35,7 @@ def without_main():
     try: yield
     finally: main.__dict__.update(kept)
 
-# %% ../../nbs/lib/experiment/workers.ipynb #2bd95b06
+# %% ../../nbs/lib/experiment/workers.ipynb #9d632fd9
 class Workers:
     "Calls handed to a `concurrent.futures` executor: threads, a cluster, or processes of our own."
     folder = None # Where its processes count their steps; None: nowhere that we can see
@@ -61,12 +62,13 @@ class Workers:
     def mend(self):
         "After a worker has died: somebody else's executor is theirs to mend."
 
-# %% ../../nbs/lib/experiment/workers.ipynb #fdf7f5cb
+# %% ../../nbs/lib/experiment/workers.ipynb #29caefe5
 def _bytes(file, field):
     "A field of one of Linux's tables of memory, in bytes; 0 if it is not there, as of a process that has just ended."
     with open(file) as lines: found = [line for line in lines if line.startswith(field)]
     return 1024*int(found[0].split()[1]) if found else 0
 
+# %% ../../nbs/lib/experiment/workers.ipynb #f76179da
 def processes_that_fit(pids:list[int], # Processes there are
     most:int # As many as there may be
     )->int:
@@ -79,7 +81,7 @@ def processes_that_fit(pids:list[int], # Processes there are
     if not peak or not free: return most
     return min(most, max(1, int((free + now)/peak)))
 
-# %% ../../nbs/lib/experiment/workers.ipynb #fb913fff
+# %% ../../nbs/lib/experiment/workers.ipynb #99bc8d61
 class Pool(Workers):
     "Worker processes of our own, each on one thread of the CPU."
     def __init__(self, count:int):
@@ -111,7 +113,7 @@ class Pool(Workers):
             for worker in workers: worker.terminate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-# %% ../../nbs/lib/experiment/workers.ipynb #4a6ac1eb
+# %% ../../nbs/lib/experiment/workers.ipynb #72577459
 POOLS = {} # {processes: the pool of so many}
 
 def pool_of(count:int)->Pool:
@@ -126,7 +128,7 @@ def close_pools(now:bool=False # True: end what is running too, as after Ctrl-C
     for pool in POOLS.values(): pool.close(now)
     POOLS.clear()
 
-# %% ../../nbs/lib/experiment/workers.ipynb #32d94866
+# %% ../../nbs/lib/experiment/workers.ipynb #1897ef03
 class Turns:
     "A call of a fleet: it waits, or it is somewhere in its work."
     def __init__(self, call:Callable # Gives a generator, as `turns` does
@@ -150,7 +152,7 @@ class Turns:
         self.generator = None
         self.work = None
 
-# %% ../../nbs/lib/experiment/workers.ipynb #dca34e13
+# %% ../../nbs/lib/experiment/workers.ipynb #bfcc427e
 def give_back():
     "Memory of what has ended, back to the device."
     gc.collect()
@@ -158,6 +160,7 @@ def give_back():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
+# %% ../../nbs/lib/experiment/workers.ipynb #69f74b32
 class Memory:
     "What a call takes of a device's memory, by the most that one has taken so far, and whether another fits."
     def __init__(self, free:Callable=None # () -> bytes that are left; None: nobody counts, and everything fits
@@ -186,7 +189,7 @@ class Memory:
         yield
         if self.free: self.need = max(self.need, before - self.free())
 
-# %% ../../nbs/lib/experiment/workers.ipynb #4d858910
+# %% ../../nbs/lib/experiment/workers.ipynb #37c46da7
 def begin_again(fleet, call:Turns, # It has run out of memory
     said:str # The error's message: the error itself would hold on to the memory
     )->bool: # Whether the call has ended
@@ -202,9 +205,17 @@ def begin_again(fleet, call:Turns, # It has run out of memory
     print(f'out of memory: from here on {fleet.most} calls side by side', flush=True)
     return False
 
-# %% ../../nbs/lib/experiment/workers.ipynb #08244c77
-def _nothing(): pass
+# %% ../../nbs/lib/experiment/workers.ipynb #b9fbbb08
+def go_on(fleet, call:Turns)->bool: # Whether the call has ended
+    "One piece of a call's work."
+    try: ended = call.go()
+    except torch.OutOfMemoryError as error: said = str(error)
+    else:
+        if ended: fleet.running.remove(call)
+        return ended
+    return begin_again(fleet, call, said)
 
+# %% ../../nbs/lib/experiment/workers.ipynb #9831a6cc
 class Fleet:
     "Runs calls in this process, side by side: `submit` queues a call, `turn` goes round until one has ended."
     def __init__(self, most:int=1, # Calls side by side
@@ -221,37 +232,30 @@ class Fleet:
     def submit(self, call:Callable)->Future: # The call gives a generator, as `turns` does
         self.waiting.append(Turns(call))
         return self.waiting[-1].future
-    def turn(self, between:Callable=_nothing): # Called after every round
+    def turn(self, between:Callable=None): # Called after every round
         with running_on(self.device):
             while not self._round(between): pass
-    def _round(self, between):
+    def _round(self, between): # whether a call has ended
         began = self._may_begin()
         if began and self._begin(): return True
-        ended = [call for call in list(self.running) if self._go(call)]
-        between()
+        ended = [call for call in list(self.running) if go_on(self, call)]
+        if between: between()
         if not began and not ended: time.sleep(1e-4)
         return bool(ended)
-    def _may_begin(self): # the first always may
+    def _may_begin(self):
         if not self.waiting: return False
         if not self.running: return True
         return len(self.running) < self.most and self.memory.fits(len(self.running))
-    def _begin(self):
+    def _begin(self): # whether it has ended already
         call = self.waiting.popleft()
         self.running.append(call)
         with self.memory.watched():
             call.begin()
-            ended = self._go(call)
-            if not ended and call.work is not None: ended = self._go(call)   # the first piece of work takes the memory
+            ended = go_on(self, call)
+            if not ended and call.work is not None: ended = go_on(self, call)
         return ended
-    def _go(self, call): # one piece of work; whether the call has ended
-        try: ended = call.go()
-        except torch.OutOfMemoryError as e: said = str(e)
-        else:
-            if ended: self.running.remove(call)
-            return ended
-        return begin_again(self, call, said)
 
-# %% ../../nbs/lib/experiment/workers.ipynb #2c421c2c
+# %% ../../nbs/lib/experiment/workers.ipynb #000467e7
 class SideBySide(Workers):
     "Calls that a `Fleet` runs in this process."
     def __init__(self, fleet:Fleet): super().__init__(fleet, fleet.most, fleet.device)
