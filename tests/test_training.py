@@ -369,7 +369,7 @@ def test_nothing_lies_between_a_network_and_itself(pair, rule):
     assert instability(got) == instability(got, 'train') == got['distance'] == got['disagreement'] == 0
 
 
-@pytest.mark.parametrize('i,alpha', enumerate((0, .25, .5, .75, 1)))
+@pytest.mark.parametrize('i,alpha', list(enumerate((0, .25, .5, .75, 1))))
 def test_line_by_hand(pair, i, alpha):
     "Errors and losses at five points, by making each network; BatchNorm's statistics averaged like the weights."
     a, b = ({**state['weights'], **state['buffers']} for state in pair)
