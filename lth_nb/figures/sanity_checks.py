@@ -29,9 +29,9 @@ from ..data import Dataset, MissingData, cifar10, cifar100, imagenet, mnist1d, t
 from .kit import (
     Case, Needs, accuracies, by_scale, each_its_own, explorer as sliders, figure, judged, ledger as ledger_of, planned,
     plus_minus, rows_of, sheet)
-from ..measures.landscape import draw_landscape, landscape, shape
-from ..measures.overlap import correlation, indicator, null
-from ..measures.tickets import CONDITIONS, Prize, Rules, above, every, judge, rules_for, some
+from lth_nb.measures import (
+    CONDITIONS, Prize, Rules, above, correlation, draw_landscape, every, indicator, judge, landscape, null, rules_for,
+    shape, some)
 from ..networks import counts
 from ..plotting import band, beside, empty, style
 from ..recipes import Recipe
@@ -817,7 +817,7 @@ def explorer(scale:str=None):
     def of(case):
         def draw(sparsity, rate): return lights(case, sparsity, rate, values[case][sparsity])
         levels = [(f'{case.sparsity(level):.3f}', level) for level in case.levels]
-        return sliders(draw, start=dict(sparsity=case.levels[-1]), sparsity=levels, rate=case.lrs)
+        return sliders(draw, sparsity=levels, rate=case.lrs)
     return each_its_own(of, [case for case, value in values.items() if not isinstance(value, Needs)])
 
 # %% ../../nbs/lib/figures/sanity_checks.ipynb #3bbb27cb
