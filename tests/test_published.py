@@ -3,12 +3,13 @@ import math, os, pickle, signal, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest, torch
+import numpy as np, pytest, torch
 from conftest import ROOT
 from lth_nb import cli
 from lth_nb.experiment import (Published, Store, StoreError, Stores, add_results, all_flaws, compute, default_store,
                                expression, flaws, record_of, step)
-from lth_nb.experiment.published import left_out, read_expression, result_line
+from lth_nb.experiment.address import left_out, read_expression
+from lth_nb.experiment.published import result_line
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ def total(numbers, of=(), start=-1.5): return start + sum(of)
 @step
 def layers(n): return {f'{i}.weight': i for i in reversed(range(n))}
 
+@step
+def told(settings): return len(settings)
+
 @step(many=True)
 def states(start, items, shelf):
     for item in items: shelf.save(item, start)
@@ -38,7 +42,7 @@ def diverged(x): return {'loss': math.inf}
 
 ITEM = {'watch': [0, 5], 'observe': square, 'args': {'other': square(4), 'ps': [.1, 1e-05], 'mask': None}}
 NODES = [square(3), square(4), square(-2.5), layers(12), total(Numbers('c0ffee'*10 + 'beef', n=4), of=[square(3), square(4)]),
-         states(square(3))['at-10'], states(square(3))['end'], states(square(4))[ITEM]]
+         told({'0.weight': np.float64(.5), 5: [True], 'ps': -0.25}), states(square(3))['at-10'], states(square(3))['end'], states(square(4))[ITEM]]
 
 
 @pytest.fixture
