@@ -72,6 +72,7 @@ def corners(shape,  # Of the images, n, h, w, c
     row = w + 2 * BORDER
     return index * ((h + 2 * BORDER) * row) + dy * row + dx
 
+# %% ../../nbs/lib/data/resident.ipynb #809612fa
 def places(shape, # Of the images, n, h, w, c
            index, # Which of them, int64 [b]
            crops  # dy, dx, flip of each, int64 [b, 3]
@@ -96,6 +97,7 @@ def check_limit(part, # What is limited, for the message
         there = 'the number there are' if most is None else most
         raise ValueError(f'{part}: {n!r} should be None (all) or an integer in 1..{there}')
 
+# %% ../../nbs/lib/data/resident.ipynb #aeab119e
 def pieces(n:int,      # Number of examples
            size:int,   # Of a piece; the last may be smaller
            limit=None, # Only the first so many

@@ -16,7 +16,7 @@ from ..engine import loss_of, module_of
 from ..experiment import step
 from ..running import device
 
-# %% ../../nbs/lib/measures/curvature.ipynb #abbda1e2
+# %% ../../nbs/lib/measures/curvature.ipynb #03d45dcd
 def use_batchnorm(net:nn.Module, mode:str # 'batch' or 'running' statistics
     )->str: # The mode; 'none' where there is no BatchNorm
     "Let a network normalise in evaluation as the mode says. Raises `ValueError` for another mode."
@@ -28,7 +28,7 @@ def use_batchnorm(net:nn.Module, mode:str # 'batch' or 'running' statistics
         if mode == 'batch': norm.running_mean = norm.running_var = None   # then it takes those of the batch
     return mode if norms else 'none'
 
-# %% ../../nbs/lib/measures/curvature.ipynb #b50bb677
+# %% ../../nbs/lib/measures/curvature.ipynb #de08c74b
 class TrainingLoss:
     "The mean training loss at a state, not augmented, as a function of all parameters."
     def __init__(self, state, data, examples, batch, batchnorm, device, dtype): # As `Hessian` has them
@@ -102,7 +102,7 @@ class Hessian(TrainingLoss):
         v = torch.randn(sum(self.sizes), generator=generator, dtype=torch.float64)
         return self.masked(v.to(self.device, self.dtype))
 
-# %% ../../nbs/lib/measures/curvature.ipynb #f323f994
+# %% ../../nbs/lib/measures/curvature.ipynb #46e1d64d
 def orthogonal(w:Tensor, # [..., n]
     basis:Tensor # [..., m, n], orthonormal rows
     )->Tensor: # [..., n]
@@ -139,7 +139,7 @@ def lanczos(matvec, # v -> H v, of what has the shape of `v`
         v = w/size.masked_fill(exhausted, math.inf)[..., None]   # zero from there on
     return torch.stack(diagonal, -1).double().cpu(), torch.stack(beside, -1).double().cpu()
 
-# %% ../../nbs/lib/measures/curvature.ipynb #662736e9
+# %% ../../nbs/lib/measures/curvature.ipynb #aea1c217
 def ritz(diagonal:Tensor, beside:Tensor # Of one tridiagonal matrix
     )->tuple[Tensor,Tensor,Tensor]: # Ritz values, their weights in the start vector, error bounds: float64 [m]
     "What it knows of the spectrum. An eigenvalue lies within its bound of every Ritz value, up to rounding."
@@ -150,7 +150,7 @@ def ritz(diagonal:Tensor, beside:Tensor # Of one tridiagonal matrix
     values, vectors = torch.linalg.eigh(matrix)
     return values, vectors[0]**2, beside[m - 1]*vectors[-1].abs()
 
-# %% ../../nbs/lib/measures/curvature.ipynb #e467243c
+# %% ../../nbs/lib/measures/curvature.ipynb #9c4c078f
 def tridiagonals(H:Hessian, seeds, # Of the starts
     steps:int)->list: # What `lanczos` gives, one a seed
     "Lanczos from several starts: side by side on a GPU, half of them at a time where memory is short."
@@ -189,7 +189,7 @@ def spectrum(state, data:Dataset, probes=10, steps=50, examples=1000, batch=None
                 weights=[_six_digits(weights) for _,weights,_ in rows],
                 **_ends(rows), **_trace(rows, H.n))
 
-# %% ../../nbs/lib/measures/curvature.ipynb #08ed4e4e
+# %% ../../nbs/lib/measures/curvature.ipynb #8fc653e3
 def recorded(s:dict)->str:
     "The BatchNorm mode of a spectrum. A spectrum that does not state it raises `ValueError`."
     if s.get('batchnorm'): return s['batchnorm']
@@ -216,7 +216,7 @@ def smoothed(s:dict, at, # Positions [points]
         return (bells*np.array(weights)).sum(1)/(width*math.sqrt(2*math.pi))
     return np.mean([curve(nodes, weights) for nodes,weights in zip(s['nodes'], s['weights'])], 0)
 
-# %% ../../nbs/lib/measures/curvature.ipynb #e9f6893d
+# %% ../../nbs/lib/measures/curvature.ipynb #a9e8d2b3
 def _seconds(work, repeats, on_gpu)->float: # of one run; the first does not count
     clock = time.perf_counter if on_gpu else time.process_time
     def now():

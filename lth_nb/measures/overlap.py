@@ -24,7 +24,7 @@ def ranks(magnitude:Tensor # Non-negative scores, one dimension
     order = magnitude.argsort(stable=True).flip(0)
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
-# %% ../../nbs/lib/measures/overlap.ipynb #ab82ea4c
+# %% ../../nbs/lib/measures/overlap.ipynb #949b9dcf
 def _magnitudes(weight, alive): # of the survivors, one dimension
     weight = weight.detach()
     if alive is not None:
@@ -37,7 +37,7 @@ def _magnitudes(weight, alive): # of the survivors, one dimension
 
 def _top(p, n): return max(1, round(p*n)) # how many of n
 
-# %% ../../nbs/lib/measures/overlap.ipynb #2965f985
+# %% ../../nbs/lib/measures/overlap.ipynb #33d51b82
 def _warn_of_zeros(a, b, tops):
     there = min(int(a.count_nonzero()), int(b.count_nonzero()))
     past = [top for top in tops if there < top < len(a)]
@@ -59,7 +59,7 @@ def shared(a:Tensor, b:Tensor, # Weights of one layer in two networks, any shape
     within = torch.bincount(worse, minlength=len(a)).cumsum(0).cpu()
     return dict(n=len(a), top=tops, hits=[int(within[top - 1]) for top in tops])
 
-# %% ../../nbs/lib/measures/overlap.ipynb #a18490ab
+# %% ../../nbs/lib/measures/overlap.ipynb #e198d42a
 class WeightsFile(Mapping):
     """The weights in a safetensors file, read one at a time. In a file of this package's store: the state's weights,
     not the optimiser's averages."""
@@ -92,7 +92,7 @@ def layers_of(network # A state, a state_dict, a module, or the path of a safete
     weights = network['weights'] if isinstance(network.get('weights'), Mapping) else network
     return {name: w for name,w in weights.items() if isinstance(w, Tensor) and w.dim() > 1}
 
-# %% ../../nbs/lib/measures/overlap.ipynb #dd9535b1
+# %% ../../nbs/lib/measures/overlap.ipynb #67f733ec
 def _fractions(ps)->list:
     try: ps = [float(p) for p in np.atleast_1d(ps)]
     except (TypeError, ValueError): ps = [math.nan]
@@ -129,7 +129,7 @@ def overlap(a, b, # Two networks, as `layers_of` takes them
     if not layers: raise ValueError('no layers to compare: weights of at least two dimensions are compared')
     return dict(p=ps, layers=layers)
 
-# %% ../../nbs/lib/measures/overlap.ipynb #fe86c969
+# %% ../../nbs/lib/measures/overlap.ipynb #3260b377
 def _counts(found, layer): # n [layers], top and hits [layers, ps]
     layers = found['layers']
     if layer and layer not in layers: raise ValueError(f'layer={layer!r}: there are {list(layers)}')
@@ -160,7 +160,7 @@ def z_score(o:dict, layer:str=None)->np.ndarray: # [ps]; nan at p = 1, where not
     mean, deviation = null(o, layer)
     return np.divide(indicator(o, layer) - mean, deviation, out=np.full_like(mean, np.nan), where=deviation > 0)
 
-# %% ../../nbs/lib/measures/overlap.ipynb #14753f87
+# %% ../../nbs/lib/measures/overlap.ipynb #763c2e44
 def _in_top(magnitude, p): # bool [n]
     n = len(magnitude)
     top = torch.ones(n, dtype=torch.bool, device=magnitude.device)
