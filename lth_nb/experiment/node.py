@@ -201,9 +201,12 @@ def _spelled(x, names): # names: {key of a node: its name in the program}
     if isinstance(x, Node): return names[x.key]
     if isinstance(x, Step): return x.name
     if isinstance(x, (list, tuple)): return f"[{', '.join(_spelled(value, names) for value in x)}]"
-    if isinstance(x, dict): return f"{{{', '.join(f'{key}: {_spelled(value, names)}' for key,value in x.items())}}}"
+    if isinstance(x, dict):
+        return f"{{{', '.join(f'{_spelled_key(key)}: {_spelled(value, names)}' for key,value in x.items())}}}"
     if dataclasses.is_dataclass(x): return _spelled_dataclass(x)
-    return repr(x)
+    return repr(x.item() if isinstance(x, np.generic) else x)
+
+def _spelled_key(key): return key if str(key).isidentifier() else repr(str(key))
 
 # %% ../../nbs/lib/experiment/node.ipynb #af0541f6
 def _spelled_dataclass(x):
