@@ -37,5 +37,5 @@ _MOVED |= {name: ('lth_nb.experiment.claims_old', name) for name in (
 def __getattr__(name):
     from importlib import import_module
     if name not in _MOVED: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module,new = _MOVED[name]
+    module, new = _MOVED[name]
     return getattr(import_module(module), new)
