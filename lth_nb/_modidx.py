@@ -842,6 +842,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'lth_nb/experiment/workers.py'),
                                            'lth_nb.experiment.workers.close_pools': ( 'lib/experiment/workers.html#close_pools',
                                                                                       'lth_nb/experiment/workers.py'),
+                                           'lth_nb.experiment.workers.count_while_open': ( 'lib/experiment/workers.html#count_while_open',
+                                                                                           'lth_nb/experiment/workers.py'),
                                            'lth_nb.experiment.workers.give_back': ( 'lib/experiment/workers.html#give_back',
                                                                                     'lth_nb/experiment/workers.py'),
                                            'lth_nb.experiment.workers.go_on': ( 'lib/experiment/workers.html#go_on',
