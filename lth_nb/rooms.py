@@ -17,7 +17,7 @@ ROOMS = {
     'recipes': ['data'],
     'experiment': ['settings', 'running'],
     'engine': ['data', 'networks', 'recipes', 'running'],
-    'pruning': ['experiment'],
+    'pruning': ['experiment', 'networks'],
     'training': ['data', 'engine', 'experiment', 'networks', 'recipes', 'running'],
     'admm': ['engine', 'experiment', 'pruning', 'recipes', 'running']}
 

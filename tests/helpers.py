@@ -75,3 +75,11 @@ def plain_loop(network, batches, recipe, n, mask=None):
         for name,m in mask.items(): parameters[name].grad.mul_(m)
         optimizer.step()
     return net, {name: optimizer.state[p] for name,p in parameters.items()}
+
+
+# ------------------------------------------------------------------ figures
+
+def named(cases, name):
+    "The case of that name: of a list of cases, or the values of that name in a dictionary with one entry a case."
+    case = next(case for case in cases if case.name == name)
+    return cases[case] if isinstance(cases, dict) else case

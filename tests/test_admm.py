@@ -4,7 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest, torch, torch.nn.functional as F
-from lth_nb.admm import ADMM, admm, update_steps
+from lth_nb.admm import ADMM, admm, stage_edges, update_steps
 from lth_nb.data import mnist1d
 from lth_nb.engine import Replica
 from lth_nb.experiment import Fleet, Store, compute, missing, run_call
@@ -108,9 +108,10 @@ def test_the_pull_is_captured_by_address():
 
 
 def test_rounds():
-    edges,at = update_steps(100, 10, (1, 2, 3))
-    assert edges == [0, 33, 67, 100] and at == [10, 20, 30, 33, 43, 53, 63, 67, 77, 87, 97, 100]
-    assert update_steps(3, 50, (1, 2, 3, 4))[1] == [1, 2, 3]   # fewer steps than stages
+    edges = stage_edges(100, 3)
+    assert edges == [0, 33, 67, 100]
+    assert update_steps(edges, 10) == [10, 20, 30, 33, 43, 53, 63, 67, 77, 87, 97, 100]
+    assert update_steps(stage_edges(3, 4), 50) == [1, 2, 3]   # fewer steps than stages
 
 
 DENSE = train(init(conv, seed=0), toy, replace(R, lr=.1), order=0).at('end')

@@ -11,15 +11,28 @@ raw_names = 'train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-i
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 
 def real(name):
+    "The data folder, or a skip where it does not have MNIST or CIFAR-10."
     root = os.environ.get('LTH_NB_DATA')
-    if not root or not (Path(root)/dict(mnist='MNIST', cifar10='cifar10.npz')[name]).exists(): pytest.skip(f'{name} is not in $LTH_NB_DATA')
+    file = dict(mnist='MNIST', cifar10='cifar10.npz')[name]
+    if not root or not (Path(root)/file).exists(): pytest.skip(f'{name} is not in $LTH_NB_DATA')
     return Path(root)
 
 def arrays(n=50, m=20, side=32, channels=3, classes=10, seed=0):
+    "Four arrays of random images, labels in turn."
     rng = np.random.default_rng(seed)
-    return {f'{s}_{w}': rng.integers(0, 256, (k, side, side, channels),
-        np.uint8) if w == 'images' else (np.arange(k) % classes).astype(np.uint8)
-            for s, k in (('train', n), ('test', m)) for w in ('images', 'labels')}
+    def images(k): return rng.integers(0, 256, (k, side, side, channels), np.uint8)
+    def labels(k): return (np.arange(k) % classes).astype(np.uint8)
+    return dict(train_images=images(n), train_labels=labels(n), test_images=images(m), test_labels=labels(m))
+
+def saved(path, a):
+    "An .npz file with these arrays."
+    np.savez(path, **a)
+    return path
+
+def changed_byte(path, at, bit=1):
+    b = bytearray(path.read_bytes())
+    b[at] ^= bit
+    path.write_bytes(bytes(b))
 
 def pinned(monkeypatch, name, a):
     "Let `a` be what the handle `name` stands for."
@@ -29,36 +42,44 @@ def pinned(monkeypatch, name, a):
     D.loaded.clear()
 
 def write_mnist(root, a):
-    raw = Path(root)/'MNIST'/'raw'; raw.mkdir(parents=True, exist_ok=True)
+    raw = Path(root)/'MNIST'/'raw'
+    raw.mkdir(parents=True, exist_ok=True)
     for p, f in zip(parts, raw_names):
-        shape = a[p].shape[:3]
-        (raw/f).write_bytes(b''.join(int(v).to_bytes(4, 'big') for v in (2051 if 'images' in p else 2049, *shape)) + a[p].tobytes())
+        numbers = 2051 if 'images' in p else 2049, *a[p].shape[:3]
+        (raw/f).write_bytes(b''.join(int(v).to_bytes(4, 'big') for v in numbers) + a[p].tobytes())
     return raw
 
 def python2_pickle(x, y):
     "A CIFAR batch in the opcodes that Python 2 wrote: byte strings everywhere, the pixels as one of them."
-    raw, one = x.transpose(0, 3, 1, 2).tobytes(), lambda t: b'U' + bytes([len(t)]) + t
-    dtype = b'cnumpy\ndtype\n' + one(b'u1') + b'K\x00K\x01\x87R(K\x03' + one(b'|') + b'NNN' + b'J\xff\xff\xff\xff' * 2 + b'K\x00tb'
+    raw = x.transpose(0, 3, 1, 2).tobytes()
+    def one(text): return b'U' + bytes([len(text)]) + text
+    dtype = (b'cnumpy\ndtype\n' + one(b'u1') + b'K\x00K\x01\x87R(K\x03' + one(b'|') + b'NNN'
+             + b'J\xff\xff\xff\xff' * 2 + b'K\x00tb')
     array = (b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85' + one(b'b')
-             + b'\x87R(K\x01K' + bytes([len(x)]) + b'M\x00\x0c\x86' + dtype + b'\x89T' + len(raw).to_bytes(4, 'little') + raw + b'tb')
+             + b'\x87R(K\x01K' + bytes([len(x)]) + b'M\x00\x0c\x86' + dtype
+             + b'\x89T' + len(raw).to_bytes(4, 'little') + raw + b'tb')
     labels = b'](' + b''.join(b'K' + bytes([v]) for v in y.tolist()) + b'e'
-    return b'\x80\x02}(' + one(b'data') + array + one(b'labels') + labels + one(b'batch_label') + one(b'a batch') + b'u.'
+    return (b'\x80\x02}(' + one(b'data') + array + one(b'labels') + labels
+            + one(b'batch_label') + one(b'a batch') + b'u.')
+
+def python3_pickle(x, y):
+    return pickle.dumps({'data': x.transpose(0, 3, 1, 2).reshape(len(x), -1), 'labels': y.tolist()}, protocol=2)
 
 def write_batches(root, a, dump=python2_pickle):
-    folder = Path(root)/'cifar-10-batches-py'; folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(root)/'cifar-10-batches-py'
+    folder.mkdir(parents=True, exist_ok=True)
     for i in range(5):
         ten = slice(i * 10, i * 10 + 10)
         (folder/f'data_batch_{i + 1}').write_bytes(dump(a['train_images'][ten], a['train_labels'][ten]))
     (folder/'test_batch').write_bytes(dump(a['test_images'], a['test_labels']))
     return folder
 
-def python3_pickle(x, y): return pickle.dumps({'data': x.transpose(0, 3, 1, 2).reshape(len(x), -1), 'labels': y.tolist()}, protocol=2)
-
 # random numbers
 @pytest.mark.parametrize('counter,key,words', [
     ([0] * 4, [0] * 2, [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
     ([0xffffffff] * 4, [0xffffffff] * 2, [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]),
-    ([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0], [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1])])
+    ([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0],
+     [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1])])
 def test_philox_known_answers(counter, key, words):
     assert [int(w) for w in D.philox(counter, key)] == words
     assert [w[1].item() for w in D.philox([torch.tensor([0, c]) for c in counter], key)] == words
@@ -77,18 +98,22 @@ def test_order_and_augmentation_are_pinned():
 
 @needs_cuda
 def test_cuda_gives_the_same_bits():
-    for f in (D.permutation, D.augmentation): assert torch.equal(f(50000, 12345678901, 3, 'cuda').cpu(), f(50000, 12345678901, 3))
+    for f in (D.permutation, D.augmentation):
+        assert torch.equal(f(50000, 12345678901, 3, 'cuda').cpu(), f(50000, 12345678901, 3))
     a, b = (D.mnist1d().load(d).batches(64, 5) for d in ('cpu', 'cuda'))
     assert all(torch.equal(p, q.cpu()) for s in (0, 62, 500) for p, q in zip(a[s], b[s]))
 
 @needs_cuda
 def test_gather_can_be_captured(tmp_path):
-    np.savez(tmp_path/'a.npz', **arrays()); d = D.npz(tmp_path/'a.npz').load('cuda')
-    index, crops = torch.arange(8, device='cuda'), D.augmentation(8, 0, 0, 'cuda')
-    want = d.gather(index, crops)[0].clone(); torch.cuda.synchronize()
+    d = D.npz(saved(tmp_path/'a.npz', arrays())).load('cuda')
+    index = torch.arange(8, device='cuda')
+    crops = D.augmentation(8, 0, 0, 'cuda')
+    want = d.gather(index, crops)[0].clone()
+    torch.cuda.synchronize()
     g = torch.cuda.CUDAGraph()
     with torch.cuda.graph(g): x, _ = d.gather(index, crops)
-    g.replay(); assert torch.equal(x, want)
+    g.replay()
+    assert torch.equal(x, want)
 
 def test_offsets_and_flips_are_uniform_and_independent():
     a = D.augmentation(162000, 9, 0)
@@ -99,16 +124,18 @@ def test_offsets_and_flips_are_uniform_and_independent():
 def test_a_handle_is_its_content():
     h = D.mnist(root='/nowhere', train=10)
     assert h == D.mnist(train=10) and hash(h) == hash(D.mnist(train=10)) and pickle.loads(pickle.dumps(h)) == h
-    assert [f.name for f in fields(h) if f.metadata.get('identity', True)] == ['name', 'sha256', 'train', 'test', 'scaling']
+    counted = [f.name for f in fields(h) if f.metadata.get('identity', True)]
+    assert counted == ['name', 'sha256', 'train', 'test', 'scaling']
     assert '/nowhere' not in repr(h)
     assert len({D.mnist(), D.cifar10(), D.mnist1d(), D.mnist(scaling='unit'), D.mnist(test=5)}) == 5
 
 def test_epochs_are_known_without_the_data():
-    assert (D.mnist().examples, D.cifar10().examples, D.cifar10(train=7).examples, D.mnist1d().examples) == (60000, 50000, 7, 4000)
+    handles = D.mnist(), D.cifar10(), D.cifar10(train=7), D.mnist1d()
+    assert [h.examples for h in handles] == [60000, 50000, 7, 4000]
     assert D.Dataset('mine', '0' * 64).examples is None and replace(D.cifar10(train=7), train=None).examples == 50000
 
-@pytest.mark.parametrize('bad', [dict(train=0), dict(train=60001), dict(train=True), dict(train='5'), dict(test=10001), dict(test=0),
-    dict(scaling='imagenet'), dict(scaling=None)])
+@pytest.mark.parametrize('bad', [dict(train=0), dict(train=60001), dict(train=True), dict(train='5'), dict(test=10001),
+    dict(test=0), dict(scaling='imagenet'), dict(scaling=None)])
 def test_impossible_handles(bad):
     with pytest.raises(ValueError, match=repr([*bad.values()][0])): D.mnist(**bad)
 
@@ -120,8 +147,10 @@ def test_missing_data_says_what_where_and_how(tmp_path, monkeypatch):
     assert isinstance(e.value, FileNotFoundError)
     monkeypatch.setenv('LTH_NB_DATA', str(tmp_path/'other'))
     with pytest.raises(D.MissingData, match='other'): D.cifar10().load()
-    for f in (D.cifar100, D.tiny_imagenet, D.imagenet, lambda: D.npz(tmp_path/'no.npz'), lambda: D.image_folder(tmp_path)):
+    for f in (D.cifar100, D.tiny_imagenet, D.imagenet):
         with pytest.raises(D.MissingData): f()
+    with pytest.raises(D.MissingData): D.npz(tmp_path/'no.npz')
+    with pytest.raises(D.MissingData): D.image_folder(tmp_path)
     with pytest.raises(D.MissingData, match='npz'): D.Dataset('mine', '0' * 64).load()
 
 def test_download_fails_in_words(tmp_path, monkeypatch):
@@ -135,38 +164,56 @@ def test_download_fails_in_words(tmp_path, monkeypatch):
 @pytest.mark.parametrize('part', range(4))
 @pytest.mark.parametrize('how', ['byte', 'short', 'long', 'empty'])
 def test_damaged_mnist_is_refused_by_name(tmp_path, monkeypatch, part, how):
-    a = arrays(side=28, channels=1); pinned(monkeypatch, 'mnist', a); raw = write_mnist(tmp_path, a)
+    a = arrays(side=28, channels=1)
+    pinned(monkeypatch, 'mnist', a)
+    raw = write_mnist(tmp_path, a)
     assert len(D.mnist(tmp_path).load().train) == 50
     f = raw/raw_names[part]
-    b = bytearray(f.read_bytes())
-    if how == 'byte': b[-3] ^= 1
-    f.write_bytes(dict(byte=bytes(b), short=bytes(b[:-1]), long=bytes(b) + b'0', empty=b'')[how])
+    whole = f.read_bytes()
+    if how == 'byte': changed_byte(f, -3)
+    else: f.write_bytes(dict(short=whole[:-1], long=whole + b'0', empty=b'')[how])
     D.loaded.clear()
     with pytest.raises(D.CorruptData, match=f.name) as e: D.mnist(tmp_path).load()
     assert isinstance(e.value, ValueError) and sum(g.name in str(e.value) for g in raw.iterdir()) == 1
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, save):
-    f = tmp_path/'mine.npz'; save(f, **arrays()); h = D.npz(f); whole = f.read_bytes()
+    f = tmp_path/'mine.npz'
+    save(f, **arrays())
+    h = D.npz(f)
+    whole = f.read_bytes()
     for at in range(0, len(whole), len(whole) // 40):
-        b = bytearray(whole); b[at] ^= 4; f.write_bytes(bytes(b)); D.loaded.clear()
+        f.write_bytes(whole)
+        changed_byte(f, at, bit=4)
+        D.loaded.clear()
         try: d = h.load()
         except D.CorruptData as e: assert 'mine.npz' in str(e)
-        else: assert np.array_equal(d.train.x.numpy(), arrays()['train_images'])        # a byte that carries no content
+        else: assert np.array_equal(d.train.x.numpy(), arrays()['train_images'])   # a byte that carries no content
     for n in (0, 10, len(whole) // 2, len(whole) - 1):
         f.write_bytes(whole[:n])
         with pytest.raises(D.CorruptData, match='mine.npz'): h.load()
 
 @pytest.mark.parametrize('dump', [python2_pickle, python3_pickle])
 def test_cifar_from_either_layout(tmp_path, monkeypatch, dump):
-    a = arrays(); pinned(monkeypatch, 'cifar10', a)
-    (tmp_path/'n').mkdir(); np.savez(tmp_path/'n'/'cifar10.npz', **a); write_batches(tmp_path/'b', a, dump)
-    x = D.cifar10(tmp_path/'n').load(); D.loaded.clear(); y = D.cifar10(tmp_path/'b').load()
-    assert torch.equal(x.train.x, y.train.x) and torch.equal(x.test.y, y.test.y) and x.sha256 == y.sha256
+    a = arrays()
+    pinned(monkeypatch, 'cifar10', a)
+    (tmp_path/'n').mkdir()
+    saved(tmp_path/'n'/'cifar10.npz', a)
+    write_batches(tmp_path/'b', a, dump)
+    x = D.cifar10(tmp_path/'n').load()
+    D.loaded.clear()
+    y = D.cifar10(tmp_path/'b').load()
+    assert torch.equal(x.train.x, y.train.x)
+    assert torch.equal(x.test.y, y.test.y)
+    assert x.sha256 == y.sha256
 
 def test_damaged_batches(tmp_path, monkeypatch):
-    a = arrays(); pinned(monkeypatch, 'cifar10', a); folder = write_batches(tmp_path, a)
-    other = arrays(seed=1); other['train_images'][:40] = a['train_images'][:40]; write_batches(tmp_path, other)
+    a = arrays()
+    pinned(monkeypatch, 'cifar10', a)
+    folder = write_batches(tmp_path, a)
+    other = arrays(seed=1)
+    other['train_images'][:40] = a['train_images'][:40]
+    write_batches(tmp_path, other)
     with pytest.raises(D.CorruptData, match='data_batch_5'): D.cifar10(tmp_path).load()
     (folder/'data_batch_2').write_bytes((folder/'data_batch_2').read_bytes()[:500])
     with pytest.raises(D.CorruptData, match='data_batch_2'): D.cifar10(tmp_path).load()
@@ -182,12 +229,14 @@ def test_a_pickle_cannot_run_code(tmp_path):
     assert not (tmp_path/'owned').exists()
 
 @pytest.mark.parametrize('bad,words', [
-    (dict(train_images=arrays()['train_images'] / 255), 'float64'), (dict(train_images=arrays()['train_images'][..., :2]), r'32, 32, 2'),
+    (dict(train_images=arrays()['train_images'] / 255), 'float64'),
+    (dict(train_images=arrays()['train_images'][..., :2]), r'32, 32, 2'),
     (dict(train_images=arrays()['train_images'][:49]), '49 train_images but 50'),
     (dict(train_labels=arrays()['train_labels'].astype(float)), 'float64'),
     (dict(test_labels=arrays()['test_labels'] + 1), '10, should be in 0..9'),
     (dict(test_labels=arrays()['test_labels'].astype(int) - 1), '-1, should'),
-    (dict(test_images=arrays(side=28)['test_images']), '28, 28'), (dict(test_images=None), 'object|allow_pickle'),
+    (dict(test_images=arrays(side=28)['test_images']), '28, 28'),
+    (dict(test_images=None), 'object|allow_pickle'),
     (dict(train_images=arrays()['train_images'][:0], train_labels=np.zeros(0, int)), 'n > 0')])
 def test_arrays_that_do_not_fit(tmp_path, bad, words):
     np.savez(tmp_path/'bad.npz', **(arrays() | bad))
@@ -195,12 +244,14 @@ def test_arrays_that_do_not_fit(tmp_path, bad, words):
     assert 'bad.npz' in str(e.value)
 
 def test_npz_without_an_array(tmp_path):
-    a = arrays(); del a['test_labels']; np.savez(tmp_path/'bad.npz', **a)
-    with pytest.raises(D.CorruptData, match="test_labels"): D.npz(tmp_path/'bad.npz')
+    a = arrays()
+    del a['test_labels']
+    with pytest.raises(D.CorruptData, match="test_labels"): D.npz(saved(tmp_path/'bad.npz', a))
 
 def test_many_classes(tmp_path):
-    a = arrays(n=300, m=300, side=4, classes=300); a['train_labels'] = a['test_labels'] = np.arange(300); np.savez(tmp_path/'a.npz', **a)
-    assert D.npz(tmp_path/'a.npz').load().test.y.tolist() == list(range(300))
+    a = arrays(n=300, m=300, side=4, classes=300)
+    a['train_labels'] = a['test_labels'] = np.arange(300)
+    assert D.npz(saved(tmp_path/'a.npz', a)).load().test.y.tolist() == list(range(300))
 
 # MNIST-1D
 def test_mnist1d_is_the_published_one():
@@ -211,9 +262,16 @@ def test_mnist1d_is_the_published_one():
         assert np.abs(s.x[:, 0].numpy() - theirs[x]).max() <= .5 / 4096 + 1e-6 and (s.y.numpy() == theirs[y]).all()
 
 def test_mnist1d_leaves_global_generators_alone():
-    np.random.seed(3); torch.manual_seed(3); a = np.random.rand(), torch.rand(1)            # noqa: NPY002
-    np.random.seed(3); torch.manual_seed(3); D.mnist1d_arrays(); D.mnist1d().load().batches(64, 0)[0]  # noqa: NPY002
-    assert (np.random.rand(), torch.rand(1)) == a                                            # noqa: NPY002
+    def seed():
+        np.random.seed(3)                     # noqa: NPY002
+        torch.manual_seed(3)
+    def draw(): return np.random.rand(), torch.rand(1)   # noqa: NPY002
+    seed()
+    a = draw()
+    seed()
+    D.mnist1d_arrays()
+    D.mnist1d().load().batches(64, 0)[0]
+    assert draw() == a
 
 def test_mnist1d_refuses_pixels_scaling():
     with pytest.raises(ValueError, match='unit'): D.mnist1d(scaling='unit')
@@ -221,7 +279,7 @@ def test_mnist1d_refuses_pixels_scaling():
 # batches
 @pytest.fixture(params=[1, 3], ids=['grey', 'colour'])
 def images(tmp_path, request):
-    np.savez(tmp_path/'a.npz', **arrays(side=16, channels=request.param)); return D.npz(tmp_path/'a.npz').load()
+    return D.npz(saved(tmp_path/'a.npz', arrays(side=16, channels=request.param))).load()
 
 def test_crops_and_flips_pixel_by_pixel(images):
     "Every offset and flip against slicing one image, bit for bit."
@@ -231,7 +289,8 @@ def test_crops_and_flips_pixel_by_pixel(images):
     plain = {s: v for s, v in zip(range(50), images.gather(torch.arange(50))[0])}
     black = images.inputs(torch.zeros(1, 16, 16, images.shape[0], dtype=torch.uint8), torch.float32)[0, :, 0, 0]
     for k, (i, (dy, dx, f)) in enumerate(zip(index.tolist(), grid.tolist())):
-        p = black[:, None, None].expand(-1, 24, 24).clone(); p[:, 4:20, 4:20] = plain[i]
+        p = black[:, None, None].expand(-1, 24, 24).clone()
+        p[:, 4:20, 4:20] = plain[i]
         im = p[:, dy:dy + 16, dx:dx + 16]
         assert torch.equal(x[k], im.flip(2) if f else im)
     assert torch.equal(y, images.train.y[index]) and x.is_contiguous(memory_format=torch.channels_last)
@@ -244,12 +303,13 @@ def test_normalisation_is_torchvisions(images):
     assert torch.allclose(torch.cat([x for x, _ in images.evaluation()]).double(), want, rtol=0, atol=1e-6)
 
 def test_scaling_unit(tmp_path):
-    np.savez(tmp_path/'a.npz', **arrays()); d = D.npz(tmp_path/'a.npz', scaling='unit').load()
+    d = D.npz(saved(tmp_path/'a.npz', arrays()), scaling='unit').load()
     assert torch.allclose(d.gather(torch.arange(50))[0], d.train.x.permute(0, 3, 1, 2) / 255, atol=1e-7)
     assert d.gather(torch.arange(50))[0].max() <= 1
 
 def test_measured_moments(tmp_path):
-    a = arrays(n=400, side=8); np.savez(tmp_path/'a.npz', **a); d = D.npz(tmp_path/'a.npz').load()
+    a = arrays(n=400, side=8)
+    d = D.npz(saved(tmp_path/'a.npz', a)).load()
     x = a['train_images'].reshape(-1, 3) / 255
     assert np.allclose(d.mean, x.mean(0), atol=6e-5) and np.allclose(d.std, x.std(0), atol=6e-5)
 
@@ -280,28 +340,36 @@ def test_impossible_batches(images, args):
     with pytest.raises(ValueError, match='-1'): images.batches(8, 0)[-1]
 
 def test_limits(images, tmp_path):
-    h = D.npz(tmp_path/'a.npz'); d = replace(h, train=10, test=5).load()
-    assert torch.equal(d.train.x, images.train.x[:10]) and len(d.test) == 5 and d.mean == images.mean and d.sha256 == images.sha256
+    h = D.npz(tmp_path/'a.npz')
+    d = replace(h, train=10, test=5).load()
+    assert torch.equal(d.train.x, images.train.x[:10])
+    assert len(d.test) == 5
+    assert d.mean == images.mean
+    assert d.sha256 == images.sha256
     with pytest.raises(ValueError, match='51'): replace(h, train=51)
 
 def test_load_is_cached(tmp_path):
-    np.savez(tmp_path/'a.npz', **arrays()); h = D.npz(tmp_path/'a.npz')
+    h = D.npz(saved(tmp_path/'a.npz', arrays()))
     assert h.load() is D.npz(tmp_path/'a.npz').load('cpu')
 
 # folders
 def picture(path, seed, size=(20, 24)):
     from PIL import Image
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3),
-        np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)).save(path)
 
 def test_folder(tmp_path):
     pytest.importorskip('PIL')
     for i in range(8): picture(tmp_path/'f'/('train' if i < 6 else 'test')/'xy'[i % 2]/f'{i}.png', i)
-    h = D.image_folder(tmp_path/'f'); d = h.load()
-    assert d.train.y.tolist() == [0] * 3 + [1] * 3 and d.shape == (3, 20, 24) and h.sizes == (6, 2)
+    h = D.image_folder(tmp_path/'f')
+    d = h.load()
+    assert d.train.y.tolist() == [0] * 3 + [1] * 3
+    assert d.shape == (3, 20, 24)
+    assert h.sizes == (6, 2)
     assert np.array_equal(d.train.x[1].numpy(), np.random.default_rng(2).integers(0, 256, (20, 24, 3), np.uint8))
-    assert D.image_folder(tmp_path/'f', size=8).load().shape == (3, 8, 8) and D.image_folder(tmp_path/'f', size=8).sha256 != h.sha256
+    small = D.image_folder(tmp_path/'f', size=8)
+    assert small.load().shape == (3, 8, 8)
+    assert small.sha256 != h.sha256
     picture(tmp_path/'f'/'train'/'x'/'0.png', 99)
     assert D.image_folder(tmp_path/'f').sha256 != h.sha256
     with pytest.raises(D.CorruptData, match='not those'): replace(h, train=2).load()
@@ -311,17 +379,24 @@ def test_folder(tmp_path):
     with pytest.raises(ValueError, match="'z'"): D.image_folder(tmp_path/'f')
 
 def test_tiny_imagenets_validation_table(tmp_path):
-    pytest.importorskip('PIL'); root = tmp_path/'tiny-imagenet-200'
+    pytest.importorskip('PIL')
+    root = tmp_path/'tiny-imagenet-200'
     for c in 'ab': picture(root/'train'/f'n{c}'/'images'/'0.JPEG', ord(c), (64, 64))
     for i in range(3): picture(root/'val'/'images'/f'val_{i}.JPEG', i, (64, 64))
-    (root/'val'/'val_annotations.txt').write_text('val_2.JPEG\tna\t0\t0\t1\t1\nval_0.JPEG\tnb\t0\t0\t1\t1\nval_1.JPEG\tna\t0\t0\t1\t1\n')
+    rows = ('val_2.JPEG', 'na'), ('val_0.JPEG', 'nb'), ('val_1.JPEG', 'na')
+    table = ''.join(f'{file}\t{label}\t0\t0\t1\t1\n' for file, label in rows)
+    (root/'val'/'val_annotations.txt').write_text(table)
     d = D.tiny_imagenet(tmp_path).load()
     assert d.classes == 2 and d.test.y.tolist() == [1, 0, 0] and d.shape == (3, 64, 64)
 
 def test_stream(tmp_path):
     pytest.importorskip('PIL')
-    for i in range(24): picture(tmp_path/'imagenet'/('train' if i < 18 else 'val')/'xyz'[i % 3]/f'{i}.png', i, (30 + i, 50))
-    h = D.imagenet(tmp_path, size=16); s = h.load(); b = s.batches(4, 7)
+    for i in range(24):
+        split = 'train' if i < 18 else 'val'
+        picture(tmp_path/'imagenet'/split/'xyz'[i % 3]/f'{i}.png', i, (30 + i, 50))
+    h = D.imagenet(tmp_path, size=16)
+    s = h.load()
+    b = s.batches(4, 7)
     through = [b[i] for i in range(7)]
     assert through[0][0].shape == (4, 3, 16, 16) and h.examples == 18 and s.classes == 3
     for i in (6, 0, 3):
@@ -338,12 +413,15 @@ def test_stream(tmp_path):
 
 # real data
 def test_real_sets_are_the_pinned_ones():
-    real('mnist'), real('cifar10')
-    m, c = D.mnist().load(), D.cifar10().load()
-    assert torch.bincount(c.train.y).tolist() == [5000] * 10 and m.train.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    real('mnist')
+    real('cifar10')
+    m = D.mnist().load()
+    c = D.cifar10().load()
+    assert torch.bincount(c.train.y).tolist() == [5000] * 10
+    assert m.train.y[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     for d in (m, c): assert D.moments(d.train.x.numpy()) == (d.mean, d.std)
 
 def test_one_changed_byte_in_real_mnist(tmp_path):
-    shutil.copytree(real('mnist')/'MNIST', tmp_path/'MNIST'); f = tmp_path/'MNIST'/'raw'/'t10k-labels-idx1-ubyte'
-    b = bytearray(f.read_bytes()); b[5000] ^= 1; f.write_bytes(bytes(b))
+    shutil.copytree(real('mnist')/'MNIST', tmp_path/'MNIST')
+    changed_byte(tmp_path/'MNIST'/'raw'/'t10k-labels-idx1-ubyte', 5000)
     with pytest.raises(D.CorruptData, match='t10k-labels-idx1-ubyte'): replace(D.mnist(tmp_path), test=17).load()

@@ -1,76 +1,139 @@
-"""The explorer of a chapter in JupyterLab, moved by keyboard. It needs playwright and a Chromium, which nothing here installs; without them it is skipped."""
-import json, os, shutil, socket, subprocess, sys, time
+"""The explorer of a chapter in JupyterLab, moved by keyboard.
+
+It needs playwright and a Chromium, which nothing here installs; without them it is skipped."""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from urllib.request import urlopen
 
-import nbformat, pytest
+import nbformat
+import pytest
 from conftest import ROOT
 
 pytest.importorskip('jupyterlab')
-playwright = pytest.importorskip('playwright.sync_api', reason='pip install playwright, and a Chromium, to see JupyterLab at work')
+playwright = pytest.importorskip('playwright.sync_api', reason='pip install playwright')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 if not CHROMIUM: pytest.skip('no Chromium on the path', allow_module_level=True)
-FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync']
+FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync']
+CELLS = ('from lth_nb.linear_mode_connectivity import explorer', "explorer('quick')")
+IMAGES = '.jp-OutputArea .jupyter-widgets img'
+CHANGED = f"""([old]) => {{
+    const all = document.querySelectorAll('{IMAGES}')
+    return all.length && all[all.length - 1].src != old
+}}"""
+
+
+def _notebook(folder):
+    from nbformat.v4 import new_code_cell, new_notebook
+    book = new_notebook(cells=[new_code_cell(source) for source in CELLS])
+    book.metadata['kernelspec'] = dict(name='python3', display_name='Python 3', language='python')
+    folder.mkdir()
+    nbformat.write(book, folder/'small.ipynb')
+
+
+def _environment(folder):
+    "JupyterLab's settings in a folder of its own, without the question whether one wants news."
+    names = ('_CONFIG_DIR', '_DATA_DIR', 'LAB_SETTINGS_DIR', 'LAB_WORKSPACES_DIR')
+    own = {f'JUPYTER{name}': str(folder/name) for name in names}
+    news = folder/'LAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')
+    ours = {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'LTH_NB_RESULTS': str(folder/'results'),
+        'LTH_NB_PUBLISHED': str(ROOT/'nbs/results')}
+    env = {**os.environ, **own, **ours}
+    env.pop('MPLBACKEND', None)
+    return env
+
+
+def _free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def _wait(server, url, log):
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()[-2000:]
+        try: return urlopen(url, timeout=2).close()
+        except OSError: time.sleep(.5)
+    raise AssertionError(log.read_text()[-2000:])
 
 
 @pytest.fixture
 def lab(tmp_path):
     "A server over a folder with one notebook; its settings are its own."
-    from nbformat.v4 import new_code_cell, new_notebook
-    (tmp_path/'root').mkdir()
-    nb = new_notebook(cells=[new_code_cell(s) for s in ('from lth_nb.linear_mode_connectivity import explorer', "explorer('quick')")])
-    nb.metadata['kernelspec'] = dict(name='python3', display_name='Python 3', language='python')
-    nbformat.write(nb, tmp_path/'root/small.ipynb')
-    own = {f'JUPYTER{n}': str(tmp_path/n) for n in ('_CONFIG_DIR', '_DATA_DIR', 'LAB_SETTINGS_DIR', 'LAB_WORKSPACES_DIR')}
-    news = tmp_path/'LAB_SETTINGS_DIR/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
-    news.parent.mkdir(parents=True); news.write_text('{"fetchNews": "false"}')
-    env = {**os.environ, **own, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'LTH_NB_RESULTS': str(tmp_path/'results'), 'LTH_NB_PUBLISHED': str(ROOT/'nbs/results')}
-    env.pop('MPLBACKEND', None)
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    _notebook(tmp_path/'root')
+    port = _free_port()
+    command = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--expose-app-in-browser',
+        '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0',
+        '--IdentityProvider.token=t', f'--ServerApp.root_dir={tmp_path/"root"}']
     with open(tmp_path/'log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--expose-app-in-browser', '--ServerApp.ip=127.0.0.1',
-            f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=t', f'--ServerApp.root_dir={tmp_path/"root"}'], env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=_environment(tmp_path), stdout=log, stderr=log)
         try:
-            for _ in range(240):
-                assert server.poll() is None, (tmp_path/'log').read_text()[-2000:]
-                try: urlopen(f'http://127.0.0.1:{port}/api/status?token=t', timeout=2).close(); break
-                except OSError: time.sleep(.5)
+            _wait(server, f'http://127.0.0.1:{port}/api/status?token=t', tmp_path/'log')
             yield f'http://127.0.0.1:{port}'
-        finally: server.terminate(); server.wait(30)
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@contextmanager
+def _page(lab, folder, away, broken):
+    "The notebook in a browser. What it asks of other machines goes to `away` and fails; scripts' errors to `broken`."
+    def only_here(route):
+        url = route.request.url
+        if url.startswith((lab, lab.replace('http', 'ws'), 'data:', 'blob:')): return route.continue_()
+        away.append(url)
+        route.abort()
+
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch_persistent_context(str(folder), executable_path=CHROMIUM, headless=True, args=FLAGS)
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.route('**/*', only_here)
+        page.on('pageerror', lambda error: broken.append(str(error)))
+        page.goto(f'{lab}/lab/tree/small.ipynb?reset&token=t')
+        page.get_by_text('| Idle').wait_for()
+        yield page
+        browser.close()
+
+
+def _run_all(page, wanted):
+    "Run all cells until `wanted` is there: what is asked while the kernel connects is lost."
+    page.locator('.jp-Notebook .jp-Cell').first.click()
+    for _ in range(40):
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_text('Run All Cells', exact=True).click()
+        try: return wanted.wait_for(timeout=15_000)
+        except playwright.TimeoutError: pass
+    raise AssertionError('the cells do not run')
 
 
 def test_the_explorer_moves(lab, tmp_path):
     "Each slider changes the picture and the number beside it; no cell fails, and nothing is asked of another machine."
-    away,broken = [],[]
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch_persistent_context(str(tmp_path/'profile'), executable_path=CHROMIUM, headless=True, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        def only_here(route):
-            if (url := route.request.url).startswith((lab, lab.replace('http', 'ws'), 'data:', 'blob:')): return route.continue_()
-            away.append(url); route.abort()
-        page.route('**/*', only_here)
-        page.on('pageerror', lambda e: broken.append(str(e)))
-        page.goto(f'{lab}/lab/tree/small.ipynb?reset&token=t')
-        page.get_by_text('| Idle').wait_for()
-        page.locator('.jp-Notebook .jp-Cell').first.click()
+    away, broken = [], []
+    with _page(lab, tmp_path/'profile', away, broken) as page:
         sliders = page.locator('.jp-OutputArea [role=slider]')
-        for _ in range(40): # what is asked while the kernel connects is lost
-            page.get_by_role('menuitem', name='Run', exact=True).click()
-            page.get_by_text('Run All Cells', exact=True).click()
-            try: sliders.first.wait_for(timeout=15_000); break
-            except playwright.TimeoutError: pass
-        picture = page.locator('.jp-OutputArea .jupyter-widgets img').last
+        _run_all(page, sliders.first)
+        picture = page.locator(IMAGES).last
         numbers = page.locator('.jp-OutputArea .widget-readout')
         picture.wait_for()
         assert sliders.count() == 2
         for i in range(2):
-            drawn,said = picture.get_attribute('src'),numbers.nth(i).inner_text()
+            drawn = picture.get_attribute('src')
+            said = numbers.nth(i).inner_text()
             sliders.nth(i).press('ArrowRight')
-            page.wait_for_function("([old]) => { const all = document.querySelectorAll('.jp-OutputArea .jupyter-widgets img'); return all.length && all[all.length - 1].src != old }",
-                                   arg=[drawn])
+            page.wait_for_function(CHANGED, arg=[drawn])
             assert numbers.nth(i).inner_text() != said
         cells = page.evaluate('() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.toJSON().cells')
-        browser.close()
-    failed = [o for c in cells for o in c.get('outputs', []) if o['output_type'] == 'error' or o.get('name') == 'stderr']
-    assert all(c['execution_count'] for c in cells) and not failed, json.dumps(failed)[:2000]
+    outputs = [output for cell in cells for output in cell.get('outputs', [])]
+    failed = [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr']
+    assert all(cell['execution_count'] for cell in cells)
+    assert not failed, json.dumps(failed)[:2000]
     assert not away and not broken, (away[:3], broken[:3])

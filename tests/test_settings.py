@@ -32,7 +32,8 @@ def test_file_then_environment_then_keyword(tmp_path, monkeypatch):
 
 def test_found_upwards_and_folders_are_the_files_own(tmp_path, monkeypatch):
     ini(tmp_path, 'data = sets\nresults = /else/where\n')
-    (tmp_path/'a/b').mkdir(parents=True); monkeypatch.chdir(tmp_path/'a/b')
+    (tmp_path/'a/b').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path/'a/b')
     s = settings()
     assert s.data == str(tmp_path.resolve()/'sets') and s.results == '/else/where'
     monkeypatch.setenv('LTH_NB_RESULTS', 'mine')
@@ -43,7 +44,8 @@ def test_found_upwards_and_folders_are_the_files_own(tmp_path, monkeypatch):
 def test_default_folders_too_are_relative_to_the_file(tmp_path, monkeypatch):
     "Notebooks run in nbs/, where `results` is what is published."
     ini(tmp_path, 'scale = smoke\n')
-    (tmp_path/'nbs/results').mkdir(parents=True); monkeypatch.chdir(tmp_path/'nbs')
+    (tmp_path/'nbs/results').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path/'nbs')
     s = settings()
     assert s.results == str(tmp_path.resolve()/'results') and s.data == str(tmp_path.resolve()/'data')
 
@@ -77,8 +79,10 @@ def test_unknown_names_are_refused_and_the_known_ones_listed(tmp_path, monkeypat
     assert all(n in str(e.value) for n in NAMES)
 
 
-@pytest.mark.parametrize('name,value,hint', [('scale', 'huge', 'smoke, quick, cpu, gpu, paper'), ('device', 'gpu', 'cuda'), ('device', 'cuda:x', 'cuda:N'),
-    ('device', 'cuda:', 'cuda:N'), ('device', 'cpu:0:1', 'cuda:N'), ('workers', 'many', 'whole number'), ('workers', '-1', 'or more'), ('workers', '1.5', 'whole number')])
+@pytest.mark.parametrize('name,value,hint', [('scale', 'huge', 'smoke, quick, cpu, gpu, paper'),
+    ('device', 'gpu', 'cuda'), ('device', 'cuda:x', 'cuda:N'), ('device', 'cuda:', 'cuda:N'),
+    ('device', 'cpu:0:1', 'cuda:N'),
+    ('workers', 'many', 'whole number'), ('workers', '-1', 'or more'), ('workers', '1.5', 'whole number')])
 def test_bad_values_are_refused_with_what_would_be_right(monkeypatch, name, value, hint):
     monkeypatch.setenv('LTH_NB_' + name.upper(), value)
     with pytest.raises(ValueError, match=name) as e: settings()
@@ -111,4 +115,5 @@ def test_a_fraction_of_a_worker_is_refused():
 
 def test_settings_without_a_section(tmp_path):
     (tmp_path/'settings.ini').write_text('# mine\nscale = quick\n')
-    with pytest.raises(ValueError, match=r"line 2: 'scale = quick' stands before any section: begin the file with \[DEFAULT\]"): settings(tmp_path)
+    words = r"line 2: 'scale = quick' stands before any section: begin the file with \[DEFAULT\]"
+    with pytest.raises(ValueError, match=words): settings(tmp_path)

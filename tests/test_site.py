@@ -1,15 +1,26 @@
-"""The site as a reader gets it: built from a copy of the project, without Quarto, every page there and every link alive."""
-import base64, json, os, re, subprocess, sys
+"""The site as a reader gets it: built from a copy of the project, without Quarto; all pages there, all links alive."""
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
 
 import pytest
+import yaml
 from conftest import ROOT, working_copy
+from lth_nb.rooms import CHAPTERS, ROOMS
 
 CHAPTER = ROOT/'nbs/02_linear_mode_connectivity.ipynb'
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'}
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 
-def _site(cwd, *args):
-    return subprocess.run([sys.executable, '-m', 'lth_nb.site', *args], cwd=cwd, env={**ENV, 'PYTHONPATH': str(cwd)}, capture_output=True, text=True)
+def _site(cwd, *args, package=None, **env):
+    env = {**ENV, 'PYTHONPATH': str(package or cwd), **env}
+    command = [sys.executable, '-m', 'lth_nb.site', *args]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture(scope='module')
@@ -21,23 +32,51 @@ def copy(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def site(copy):
-    path = os.pathsep.join(p for p in ENV['PATH'].split(os.pathsep) if not os.path.exists(os.path.join(p, 'quarto')))
-    r = subprocess.run([sys.executable, '-m', 'lth_nb.site', 'docs'], cwd=copy, env={**ENV, 'PATH': path, 'PYTHONPATH': str(copy)}, capture_output=True, text=True)
+    folders = ENV['PATH'].split(os.pathsep)
+    path = os.pathsep.join(p for p in folders if not os.path.exists(os.path.join(p, 'quarto')))
+    r = _site(copy, 'docs', PATH=path)
     assert r.returncode == 0, r.stdout[-2000:] + r.stderr[-4000:]
     return copy/'_docs'
 
 
-def _pages():
-    for nb in sorted((ROOT/'nbs').rglob('*.ipynb')):
-        if '.ipynb_checkpoints' in nb.parts: continue
-        yield nb, nb.relative_to(ROOT/'nbs').with_name(re.sub(r'^\d+[a-z]?_', '', nb.stem) + '.html')
+def _page(notebook):
+    "Where a notebook's page is in the site: its path, without the number."
+    return notebook.relative_to(ROOT/'nbs').with_name(re.sub(r'^\d+[a-z]?_', '', notebook.stem) + '.html')
+
+
+def _paths(entries):
+    "All notebooks that a part of the navigation names."
+    for entry in entries:
+        if isinstance(entry, str): entry = dict(href=entry)
+        if 'href' in entry: yield entry['href']
+        yield from _paths(entry.get('contents', []))
+
+
+@pytest.fixture(scope='module')
+def navigation(): return yaml.safe_load((ROOT/'_quarto.yml').read_text())['website']
+
+
+def test_pages_have_names_of_their_own():
+    twice = [str(page) for page, n in Counter(map(_page, NOTEBOOKS)).items() if n > 1]
+    assert not twice, f'two notebooks would become {twice}'
+
+
+def test_the_sidebar_names_every_notebook(navigation):
+    named = list(_paths(navigation['sidebar']['contents']))
+    assert sorted(named) == sorted(p.relative_to(ROOT/'nbs').as_posix() for p in NOTEBOOKS)
+
+
+def test_the_menu_has_one_entry_a_room(navigation):
+    library = next(entry for entry in navigation['navbar']['left'] if entry['text'] == 'Library')
+    rooms = [path.split('/')[1].removesuffix('.ipynb') for path in _paths(library['menu']) if path.startswith('lib/')]
+    assert sorted(rooms) == sorted({'rooms', *ROOMS} - set(CHAPTERS))
 
 
 def test_every_notebook_has_a_page_in_the_sidebar(site):
     index = (site/'index.html').read_text()
-    for _, page in _pages():
+    for page in map(_page, NOTEBOOKS):
         assert (site/page).is_file(), page
-        assert f'href="{page.as_posix()}"' in index or f'href="./{page.as_posix()}"' in index, f'{page} is not in the navigation'
+        assert re.search(rf'href="(\./)?{re.escape(page.as_posix())}"', index), f'{page} is not in the navigation'
 
 
 def test_links_are_alive(site):
@@ -48,8 +87,10 @@ def test_links_are_alive(site):
 
 def test_pages_need_no_network(site):
     "No script, style sheet, font or picture from elsewhere."
+    loaded = re.compile(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]*'
+        r'|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//[^"]*')
     for f in site.rglob('*.html'):
-        away = re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]*|<link[^>]*rel="stylesheet"[^>]*href="(?:https?:)?//[^"]*', f.read_text())
+        away = loaded.findall(f.read_text())
         assert not away, f'{f.name}: {away[:3]}'
     for f in site.rglob('*.css'):
         away = re.findall(r'@import[^;]*//[^;]*|url\([\'"]?(?:https?:)?//[^)]*', f.read_text())
@@ -61,17 +102,24 @@ def test_no_markup_is_left(site):
     for f in site.rglob('*.html'):
         text = re.sub(r'<(pre|code|script|style)\b.*?</\1>', '', f.read_text(), flags=re.S)
         for raw in (':::', '{#eq-', '$$', '\\(', '#|', '[@', '\x00'):
-            assert raw not in text, f'{f.name}: {raw!r} is printed: ...{text[max(0, text.find(raw) - 80):text.find(raw) + 80]}...'
+            at = text.find(raw)
+            assert at < 0, f'{f.name}: {raw!r} is printed: ...{text[max(0, at - 80):at + 80]}...'
     chapter = (site/'linear_mode_connectivity.html').read_text()
     assert 'callout-note' in chapter and '<math' in chapter
 
 
+def _pictures(notebook):
+    cells = json.loads(notebook.read_text())['cells']
+    data = [output.get('data', {}) for cell in cells for output in cell.get('outputs', [])]
+    return [base64.b64decode(''.join(d['image/png'])) for d in data if 'image/png' in d]
+
+
 def test_figures_of_the_chapter_are_inline(site):
-    saved = [o['data']['image/png'] for c in json.loads(CHAPTER.read_text())['cells'] for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
-    assert len(saved) >= 8, f'{len(saved)} figures are saved in {CHAPTER.name}: python -m lth_nb.site refresh nbs/{CHAPTER.name}'
+    saved = _pictures(CHAPTER)
+    assert len(saved) >= 8, f'{len(saved)} figures are saved: python -m lth_nb.site refresh nbs/{CHAPTER.name}'
     page = (site/'linear_mode_connectivity.html').read_text()
     shown = {base64.b64decode(b) for b in re.findall(r'src="data:image/png;base64,([^"]+)"', page)}
-    missing = [i for i, s in enumerate(saved) if base64.b64decode(''.join(s)) not in shown]
+    missing = [i for i, picture in enumerate(saved) if picture not in shown]
     assert not missing, f'figures {missing} of {len(saved)} are not on the page'
 
 
@@ -83,17 +131,29 @@ def test_readme_is_in_step(copy):
         assert link.startswith('http') or (ROOT/link).exists(), f'README.md links to {link}'
 
 
-def test_citations_are_in_the_bibliography(site):
+@pytest.mark.parametrize('file', ['AGENTS.md', 'CONTRIBUTING.md'])
+def test_links_of_the_guides_lead_somewhere(file):
+    for link in re.findall(r'\]\(([^)]+)\)', (ROOT/file).read_text()):
+        assert link.startswith('http') or (ROOT/link).exists(), f'{file} links to {link}'
+
+
+def test_citations_are_in_the_bibliography():
     from lth_nb.site import labels
     keys = set(re.findall(r'^@\w+\{([^,]+),', (ROOT/'nbs/refs.bib').read_text(), re.M))
-    for nb, _ in _pages():
-        texts = [''.join(c['source']) for c in json.loads(nb.read_text())['cells'] if c['cell_type'] == 'markdown']
-        used = {k for t in texts for b in re.findall(r'\[[^\[\]]*@[^\[\]]*\]', re.sub(r'`[^`]*`', '', t)) for k in re.findall(r'@([\w:-]*\w)', b)}
-        assert used <= keys | set(labels(texts)), f'{nb.name}: {used - keys} not in refs.bib'
+    for notebook in NOTEBOOKS:
+        cells = json.loads(notebook.read_text())['cells']
+        texts = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
+        used = set()
+        for text in texts:
+            brackets = re.findall(r'\[[^\[\]]*@[^\[\]]*\]', re.sub(r'`[^`]*`', '', text))
+            used |= {key for bracket in brackets for key in re.findall(r'@([\w:-]*\w)', bracket)}
+        unknown = used - keys - set(labels(texts))
+        assert not unknown, f'{notebook.name}: {unknown} not in refs.bib'
 
 
 def test_errors_are_one_line(tmp_path, copy):
-    r = subprocess.run([sys.executable, '-m', 'lth_nb.site', 'docs'], cwd=tmp_path, env={**ENV, 'PYTHONPATH': str(copy)}, capture_output=True, text=True)
+    r = _site(tmp_path, 'docs', package=copy)
     assert r.returncode == 1 and 'pyproject.toml' in r.stderr and 'Traceback' not in r.stderr
     r = _site(copy, 'demo', 'nbs/no_such.ipynb', str(tmp_path))
-    assert r.returncode == 1 and 'no_such.ipynb' in r.stderr and 'Traceback' not in r.stderr and not list(tmp_path.iterdir())
+    assert r.returncode == 1 and 'no_such.ipynb' in r.stderr and 'Traceback' not in r.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,18 +1,22 @@
 """R_p: by hand, at ties, its null distribution, files, bad input; the chapter's plans and verdicts."""
 import math, time, warnings
+from dataclasses import replace
 
 import numpy as np, pytest, torch
 from conftest import ROOT
 from lth_nb import weight_correlation as wc
 from lth_nb.data import mnist1d
-from lth_nb.experiment import FIGURES, Needs, Published, Store, Verdict, compute, missing
-from lth_nb.experiment import _nodes as nodes
+from lth_nb.claims import Verdict, together, within
+from lth_nb.experiment import Published, Store, compute, missing, nodes_in as nodes
+from lth_nb.figures import weight_correlation as figs
+from lth_nb.figures.kit import FIGURES, Needs
 from lth_nb.networks import mnist1d_conv as conv
 from lth_nb.measures import R_p, correlation, indicator, layers_of, null, overlap, pairwise, ranks, shared, z_score
 from lth_nb.pruning import dense_mask, lowest, magnitude_mask, prunable_weights
 from lth_nb.training import Recipe, init, train
 from safetensors.torch import save_file
 
+CASES = {scale: figs.cases(scale)[0] for scale in ('smoke', 'quick', 'gpu', 'paper')}
 CHAPTER = [f for f in FIGURES.values() if f.id.startswith('weight_correlation/')]
 
 @pytest.fixture(autouse=True)
@@ -199,19 +203,19 @@ def test_plans(scale):
         assert plan and (set(nodes(plan)) or any(isinstance(v, Needs) for v in plan.values())), f.id
 
 def test_paper_plan_is_the_papers():
-    by = {c.name: c for c in wc.paper_cases()}
+    by = {case.name: case for case in figs.paper_cases()}
     c = by['ResNet-20/C10']
     assert c.seeds == 5 and c.low == .01 and c.recipe.lr == .1 and c.recipe.batch == 128 and c.recipe.momentum == .9
     per = c.recipe.per_epoch(c.data)
     assert c.recipe.end(c.data) == round(150*per) and c.recipe.milestones == ('80ep', '120ep')
-    assert set(wc.PAPER_TABLE_1) <= set(by) and set(wc.PAPER_DENSE) <= set(by)
+    assert set(figs.PAPER_TABLE_1) <= set(by) and set(figs.PAPER_DENSE) <= set(by)
     printed = [round(100*s) for s in c.rounds]
     assert {39, 62, 86} <= set(printed)   # 85.8 %, printed as 85
     assert len(c.exempt) == 1 and wc.path(c, .7) == (*(s for s in c.rounds if s < .7), .7)
 
 def test_trainings_are_shared():
     "A ticket under its own mask is the next round; a new sparsity costs one round and what is asked for."
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     first = wc.under(c, 'high', 0, 'ticket', 'iterative', .3).at('end')
     assert first in wc.iterative(c, 'high', 0, .5).inputs
     store = Store('memory://none')
@@ -221,7 +225,7 @@ def test_trainings_are_shared():
 
 def test_beginnings():
     "One recipe, one mask, one data order; fine-tuning starts at the dense end and at step 0 of the schedule."
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     t,r,f,w = (wc.under(c, 'low', 0, k, 'oneshot', .5).node.args for k in ('ticket', 'reinit', 'finetune', 'rewind'))
     for x in (r, f, w): assert {k: x[k] for k in ('data', 'recipe', 'order', 'mask', 'first')} == {k: t[k] for k in ('data', 'recipe', 'order', 'mask', 'first')}
     assert f['start'] == wc.dense(c, 'low', 0).at('end') and t['first'] == 0 and t['recipe'].lr == .02 and w['optimizer'] == 'fresh'
@@ -229,8 +233,8 @@ def test_beginnings():
         with pytest.raises(ValueError, match=f"'{bad}': use one of"): f()
 
 def test_masks_have_equal_counts(store):
-    c = wc.cases('smoke')[0]
-    ms = compute([wc.mask_of(c, 'high', 0, how, .5) for how in wc.MASKS], store=store, workers=1, quiet=True)
+    c = CASES['smoke']
+    ms = compute([wc.mask_of(c, 'high', 0, how, .5) for how in figs.MASKS], store=store, workers=1, quiet=True)
     counts = [{k: int(v.sum()) for k,v in m.items()} for m in ms]
     assert all(abs(counts[0][k] - n) <= 1 for x in counts[1:] for k,n in x.items())   # iterative rounding, twice
     assert all(n == (m.numel() if k in c.exempt else m.numel() - round(.5*m.numel())) for (k,n),m in zip(counts[1].items(), ms[1].values()))
@@ -241,61 +245,61 @@ def score(*accs): return [dict(test=dict(error=100 - a)) for a in accs]
 @pytest.mark.parametrize('high,verdict', [((90.1, 90.2, 90.0), True), ((95.0, 95.1, 94.9), False)])
 def test_wc1(high, verdict):
     "Yes if the property is there at the low rate and missing at the high one."
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     s = c.judged
     at = lambda ticket, reinit: dict(dense=score(95, 95.1, 94.9), ticket={s: score(*ticket)}, reinit={s: score(*reinit)})
     v = dict(low=at((95., 95.1, 94.9), (90, 90.1, 89.9)), high=at(high, (90, 90.1, 89.9)))
-    assert wc.wc1({c.name: v}, 'quick').holds is verdict
-    assert wc.wc1({c.name: {**v, 'high': dict(v['high'], dense=[None]*3)}}, 'quick').holds is None
+    assert figs.wc1({c: v}, 'quick').holds is verdict
+    assert figs.wc1({c: {**v, 'high': dict(v['high'], dense=[None]*3)}}, 'quick').holds is None
 
-def spread(R, n=3, N=4928): return [dict(p=list(wc.PS), layers={'w': dict(n=N, top=[round(p*N) for p in wc.PS], hits=[round((R + .001*i)*p*N) for p in wc.PS])}) for i in range(n)]
+def spread(R, n=3, N=4928): return [dict(p=list(figs.PS), layers={'w': dict(n=N, top=[round(p*N) for p in figs.PS], hits=[round((R + .001*i)*p*N) for p in figs.PS])}) for i in range(n)]
 
 @pytest.mark.parametrize('low,high,wc2,wc3', [(.6, .2, True, True), (.6, .5, True, False), (.21, .2, False, True)])
 def test_correlation_verdicts(low, high, wc2, wc3):
-    c = wc.cases('quick')[0]
-    v = {c.name: dict(low=spread(low), high=spread(high))}
-    assert wc.wc2(v, 'quick').holds is wc2 and wc.wc3(v, 'quick').holds is wc3
+    c = CASES['quick']
+    v = {c: dict(low=spread(low), high=spread(high))}
+    assert figs.wc2(v, 'quick').holds is wc2 and figs.wc3(v, 'quick').holds is wc3
 
 def test_mask_verdicts():
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     by = lambda a: {s: score(a, a + .1, a - .1) for s in c.read}
     of = lambda ft, ticket, reinit: dict(finetune=by(ft), ticket=by(ticket), reinit=by(reinit))
     good = dict(dense=score(95, 95.1, 94.9), iterative=of(95, 90, 89), admm=of(96, 91, 90), oneshot=of(94, 89, 88))
-    assert all(f({c.name: good}, 'quick').holds is True for f in (wc.wc4, wc.wc5, wc.wc6))
+    assert all(f({c: good}, 'quick').holds is True for f in (figs.wc4, figs.wc5, figs.wc6))
     bad = {**good, 'oneshot': of(85, 95, 80)}
-    assert wc.wc4({c.name: bad}, 'quick').holds is False and wc.wc5({c.name: bad}, 'quick').holds is False and wc.wc6({c.name: bad}, 'quick').holds is True
-    assert wc.wc6({c.name: {**good, 'admm': of(90, 89, 88)}}, 'quick').holds is False
+    assert figs.wc4({c: bad}, 'quick').holds is False and figs.wc5({c: bad}, 'quick').holds is False and figs.wc6({c: bad}, 'quick').holds is True
+    assert figs.wc6({c: {**good, 'admm': of(90, 89, 88)}}, 'quick').holds is False
 
 def test_one_part_against_a_claim_is_a_no():
     yes,no,open_ = Verdict(True, 1.), Verdict(False, 2.), Verdict(None, 3.)
-    assert wc.together(dict(a=yes, b=no, c=open_)).holds is False and wc.together(dict(a=yes, c=open_)).holds is None and wc.together({}).holds is None
-    assert wc.within([.1, 0, -.1], 1).holds is True and wc.within([5, 5.1, 4.9], 1).holds is False and wc.within([0.], 1).holds is None
+    assert together(dict(a=yes, b=no, c=open_)).holds is False and together(dict(a=yes, c=open_)).holds is None and together({}).holds is None
+    assert within([.1, 0, -.1], 1).holds is True and within([5, 5.1, 4.9], 1).holds is False and within([0.], 1).holds is None
 
 def test_sanity_verdict():
     "Conditions 3 to 5 of the paper on sanity checks from the accuracies of a table; 2 stays open."
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     near = lambda a: np.array([a - .1, a, a + .1, a, a])
     at = lambda dense, ticket, reinit: dict(dense=near(dense), accuracy=near(ticket), reinit=near(reinit))
-    assert '3 yes, 4 yes, 5 yes' in wc.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 94.9, 90)))
-    assert '3 yes, 4 yes, 5 no' in wc.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 88, 84)))
-    assert '3 no' in wc.sanity_verdict(c, dict(low=at(90, 90, 90), high=at(95, 90, 90))) and '2 open' in wc.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 95, 90)))
-    assert wc.sanity_verdict(c, {}) == 'not computed yet'
+    assert '3 yes, 4 yes, 5 yes' in figs.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 94.9, 90)))
+    assert '3 yes, 4 yes, 5 no' in figs.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 88, 84)))
+    assert '3 no' in figs.sanity_verdict(c, dict(low=at(90, 90, 90), high=at(95, 90, 90))) and '2 open' in figs.sanity_verdict(c, dict(low=at(90, 90, 85), high=at(95, 95, 90)))
+    assert figs.sanity_verdict(c, {}) == 'not computed yet'
 
 
 def test_figure_5_has_both_sides_at_every_scale():
     "Accuracy and correlation, at two rates, for a case that stands for itself."
     for scale in ('quick', 'gpu', 'paper'):
-        c = wc.cases(scale)[0]
-        v = {r: dict(dense=None, finetune={}, R=dict(ticket={}, reinit={})) for r in wc.RATES}
-        assert len(wc._panels_finetuning(c, v)) == 4, scale
+        c = CASES[scale]
+        v = {r: dict(dense=None, finetune={}, R=dict(ticket={}, reinit={})) for r in figs.RATES}
+        assert len(figs.panels_5(c, v)) == 4, scale
 
 
 def test_claims_about_resnet20_are_judged_by_it():
     "Another network does not decide what the paper says of ResNet-20 on CIFAR-10."
-    conv,mlp = wc.cases('quick')
+    conv,mlp = figs.cases('quick')
     by = lambda c, a: {s: score(a, a + .1, a - .1) for s in c.read}
-    of = lambda c, dense, ft: dict(dense=score(dense, dense + .1, dense - .1), **{how: dict(finetune=by(c, ft), ticket=by(c, 80), reinit=by(c, 80)) for how in wc.MASKS})
-    assert wc.wc6({conv.name: of(conv, 95, 95), mlp.name: of(mlp, 95, 70)}, 'quick').holds is True
+    of = lambda c, dense, ft: dict(dense=score(dense, dense + .1, dense - .1), **{how: dict(finetune=by(c, ft), ticket=by(c, 80), reinit=by(c, 80)) for how in figs.MASKS})
+    assert figs.wc6({conv: of(conv, 95, 95), mlp: of(mlp, 95, 70)}, 'quick').holds is True
 
 
 def test_published_quick():
@@ -305,11 +309,11 @@ def test_published_quick():
     for f in CHAPTER:
         there,wanted = f.count('quick', store=s)
         assert there == wanted, f'{f.id}: {there} of {wanted}'
-    v = wc.FIG_4.values('quick', store=s, stored=True)
-    c = wc.cases('quick')[0]
-    low,high = (wc.ratios(c, v[c.name][r])[:, 1].mean() for r in ('low', 'high'))
+    v = figs.FIG_4.values('quick', store=s, stored=True)
+    c = CASES['quick']
+    low,high = (figs.ratios(c, v[c][r])[:, 1].mean() for r in ('low', 'high'))
     assert low > 50 and 18 < high < 28
-    assert wc.wc2(v, 'quick').holds is True
+    assert figs.wc2(v, 'quick').holds is True
 
 
 def test_smoke(store, monkeypatch):
@@ -317,40 +321,40 @@ def test_smoke(store, monkeypatch):
     import matplotlib.pyplot as plt
     for f in CHAPTER: f.show('smoke', stored=True, store=store)
     plt.close('all')
-    assert str(wc.ledger('smoke')).count('WC') >= 6
+    assert str(figs.ledger('smoke')).count('WC') >= 6
 
 def test_explorer(store):
     "Each p and each point draws what `overlap` gave there; moving a slider draws again; nothing stored is said, not raised."
     import matplotlib.pyplot as plt
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     run = [spread(R, 1)[0] | dict(p=list(wc.GRID)) for R in (1., .6, .3)]
     for o in run:
         R = o['layers']['w']['hits'][0]/o['layers']['w']['top'][0]
         o['layers'] = {n: dict(n=N, top=(top := [max(1, round(p*N)) for p in wc.GRID]), hits=[round(R*k) for k in top]) for n,N in (('3.weight', 2000), ('6.weight', 3000))}
-    c = wc.replace(c, looks=(0, 5, '2ep'), exempt=())
+    c = replace(c, looks=(0, 5, '2ep'), exempt=())
     v = dict(low=dict(dense=[run]), high=dict(dense=[run[::-1]]))
     for at,low in ((0, 100), (5, 60), ('2ep', 30)):
-        ax = wc.overlap_at(c, v, .2, at).axes[0]
+        ax = figs.overlap_at(c, v, .2, at).axes[0]
         heights = [b.get_height() for b in ax.patches]
         assert heights[:2] == pytest.approx([low, low], abs=.2) and f'{low:.1f} %' in ax.get_legend_handles_labels()[1][0], at
-    assert [x.get_text() for x in wc.overlap_at(c, dict(low=dict(dense=[None]), high=dict(dense=[None])), .2, 5).axes[0].texts] == ['not computed yet']
-    with pytest.raises(ValueError, match='p=0.25.*has p in'): wc.overlap_at(c, v, .25, 5)
+    assert [x.get_text() for x in figs.overlap_at(c, dict(low=dict(dense=[None]), high=dict(dense=[None])), .2, 5).axes[0].texts] == ['not computed yet']
+    with pytest.raises(ValueError, match='p=0.25.*has p in'): figs.overlap_at(c, v, .25, 5)
     plt.close('all')
-    with pytest.raises(ValueError, match="case='ResNet-20'.*Conv, MLP"): wc.explorer('quick', 'ResNet-20')
+    with pytest.raises(ValueError, match="case='ResNet-20'.*Conv, MLP"): figs.explorer('quick', 'ResNet-20')
     pytest.importorskip('ipywidgets')
-    sliders,out = wc.explorer('quick').children
+    sliders,out = figs.explorer('quick').children
     drawn = []
-    mp = pytest.MonkeyPatch(); mp.setattr(wc, 'overlap_at', lambda c, v, p, at: drawn.append((p, at)) or plt.figure())
+    mp = pytest.MonkeyPatch(); mp.setattr(figs, 'overlap_at', lambda c, v, p, point: drawn.append((p, point)) or plt.figure())
     try: sliders.children[0].value = .5; sliders.children[1].value = 62
     finally: mp.undo(); plt.close('all')
     assert drawn == [(.5, 1000), (.5, 62)]
 
 def test_the_gpu_scale_looks_every_epoch():
-    assert wc.cases('gpu')[0].looks == tuple(f'{e}ep' for e in range(151)) == wc.cases('paper')[0].looks
+    assert CASES['gpu'].looks == tuple(f'{e}ep' for e in range(151)) == CASES['paper'].looks
 
 def test_the_prize_needs_the_small_dense_network():
-    c = wc.cases('quick')[0]
+    c = CASES['quick']
     near = lambda a: np.array([a - .1, a, a + .1, a, a])
     at = lambda dense, ticket, reinit, **kw: dict(dense=near(dense), accuracy=near(ticket), reinit=near(reinit), **{k: near(v) for k,v in kw.items()})
-    verdict = lambda **kw: wc.sanity_verdict(c, dict(low=at(90, 90, 85, **kw), high=at(95, 94.9, 90, **kw)))
+    verdict = lambda **kw: figs.sanity_verdict(c, dict(low=at(90, 90, 85, **kw), high=at(95, 94.9, 90, **kw)))
     assert verdict().startswith('not decided') and verdict(small=80).startswith('Jackpot (1 yes, 2 yes') and verdict(small=94.9).startswith('no ticket')

@@ -30,7 +30,7 @@ _all_ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_call'
 # %% ../../nbs/lib/experiment/index.ipynb #643037b3
 _nodes = nodes_in
 _MOVED = {'digest': ('lth_nb.experiment.node', 'key_of')}
-_MOVED |= {name: ('lth_nb.experiment.claims_old', name) for name in (
+_MOVED |= {name: ('lth_nb.figures.old', name) for name in (
     'Needs', 'Verdict', 'Figure', 'FIGURES', 'figure', 'mean_interval', 'decide', 'within', 'opposite', 'together',
     'judged', 'verdicts')}
 

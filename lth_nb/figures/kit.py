@@ -15,7 +15,7 @@ import math
 import matplotlib.pyplot as plt, numpy as np
 from ..claims import Verdict, decide, size_of, together
 from ..data import Dataset, MissingData, data_folder
-from ..experiment import _nodes as nodes_in, compute, default_store
+from ..experiment import compute, default_store, nodes_in
 from ..networks import Network
 from ..plotting import beside, empty, grid, scale_note
 from ..recipes import Recipe
@@ -261,8 +261,8 @@ def ledger(chapter:str, scale:str=None, # None: as settings say
 def _value(option): return option[1] if isinstance(option, tuple) else option
 
 def _chooser(widgets, name, options, value):
-    "A slider over numbers, a list to choose from for words."
-    kind = widgets.Dropdown if isinstance(_value(options[0]), str) else widgets.SelectionSlider
+    "A slider over numbers and labelled values, a list to choose from for words."
+    kind = widgets.Dropdown if isinstance(options[0], str) else widgets.SelectionSlider
     return kind(options=options, value=value, description=name)
 
 def _show_in(out, figure):

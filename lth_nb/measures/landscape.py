@@ -16,22 +16,30 @@ from ..running import device
 # %% ../../nbs/lib/measures/landscape.ipynb #76c7e83f
 def plane(path:Tensor # Points along training [points, weights], the last one is the end
     )->dict: # axes [2, weights] of length 1, at [points, 2] from the end, explained: shares of the variance
-    "The two main directions of a path (Li et al. 2018, section 7). Raises `ValueError` for fewer than three points and for a path that stays where it is."
+    """The two main directions of a path (Li et al. 2018, section 7). Raises `ValueError` for fewer than three points
+    and for a path that stays where it is."""
     if len(path) < 3: raise ValueError(f'a path of {len(path)} points has no plane: give three or more')
-    if not bool(path.isfinite().all()): raise ValueError('the path has weights that are not finite: did the run diverge?')
-    d = (path - path[-1]).double()
-    c = d - d.mean(0)
-    values,vectors = torch.linalg.eigh(c @ c.T)
-    values,vectors = values.flip(0).clamp(min=0),vectors.flip(1)
-    if values[1] <= 1e-12*values[0] or values[0] == 0: raise ValueError('the path lies on a line, or stays where it is: it has no plane')
-    axes = (c.T @ vectors[:, :2]).T
+    if not bool(path.isfinite().all()):
+        raise ValueError('the path has weights that are not finite: did the run diverge?')
+    from_end = (path - path[-1]).double()
+    centred = from_end - from_end.mean(0)
+    values, vectors = torch.linalg.eigh(centred @ centred.T)   # the smallest first
+    values = values.flip(0).clamp(min=0)
+    vectors = vectors.flip(1)
+    if values[1] <= 1e-12*values[0] or values[0] == 0:
+        raise ValueError('the path lies on a line, or stays where it is: it has no plane')
+    axes = (centred.T @ vectors[:, :2]).T
     axes /= axes.norm(dim=1, keepdim=True)
-    return dict(axes=axes.to(path), at=d @ axes.T, explained=(values[:2]/values.sum()).tolist())
+    return dict(axes=axes.to(path), at=from_end @ axes.T, explained=(values[:2]/values.sum()).tolist())
 
 # %% ../../nbs/lib/measures/landscape.ipynb #1af9e947
-def axis_of(at, points:int, margin:float)->list: # Places along an axis, past both ends of the path by `margin` of its width
-    lo,hi = min(at),max(at)
-    return np.linspace(lo - margin*(hi - lo), hi + margin*(hi - lo), points).tolist()
+def axis_of(at:list, # Where the path is along an axis
+    points:int, margin:float)->list: # Places along it, past both ends of the path by `margin` of its width
+    "The places of a map along one axis."
+    low = min(at)
+    high = max(at)
+    beyond = margin*(high - low)
+    return np.linspace(low - beyond, high + beyond, points).tolist()
 
 @torch.no_grad()
 def map_loss(probe:Probe, origin:Tensor, axes:Tensor, # As `Probe.vector` has them [n], [2, n]
@@ -47,6 +55,14 @@ def map_loss(probe:Probe, origin:Tensor, axes:Tensor, # As `Probe.vector` has th
     return torch.stack(totals).view(len(ys), len(xs)).cpu()
 
 # %% ../../nbs/lib/measures/landscape.ipynb #f9b57e52
+def _vectors(probe, path): # [states, n], with the statistics of the end
+    vectors = torch.stack([probe.vector(state) for state in path])
+    weights = sum(p.numel() for p in probe.net.parameters())
+    vectors[:, weights:] = vectors[-1, weights:]
+    return vectors
+
+def _five_digits(table): return [[float(f'{value:.5g}') for value in row] for row in table.tolist()]
+
 @step
 def landscape(path, # States along a run, the last one its end
     data, points=21, margin=.25, split='train',
@@ -54,63 +70,83 @@ def landscape(path, # States along a run, the last one its end
     batchnorm='final')->dict: # {at [states, 2], explained [2], x, y [points], loss [points, points] by y and x, n}
     "Loss around a training path, on the plane of its two main directions (sanity checks, Figures 4 and 5)."
     if points < 3: raise ValueError(f'points={points}: a map with less than 3 places a side has no shape')
-    if batchnorm not in ('final', 'reestimated'): raise ValueError(f"batchnorm={batchnorm!r}: use 'final' or 'reestimated'")
-    p = Probe(network_of(path[-1]), data.load(device()))
-    vs = torch.stack([p.vector(s) for s in path])
-    weights = sum(t.numel() for t in p.net.parameters())
-    vs[:, weights:] = vs[-1, weights:]   # statistics stay those of the end
-    f = plane(vs)
-    xs,ys = (axis_of(f['at'][:, i].tolist(), points, margin) for i in (0, 1))
-    n = limit or len(getattr(p.data, split))
-    loss = map_loss(p, vs[-1], f['axes'], xs, ys, split, limit, batchnorm)/n
-    digits = lambda t: [[float(f'{v:.5g}') for v in row] for row in t.tolist()]
-    return dict(at=digits(f['at']), explained=f['explained'], x=xs, y=ys, loss=digits(loss), n=n, batchnorm=batchnorm)
+    if batchnorm not in ('final', 'reestimated'):
+        raise ValueError(f"batchnorm={batchnorm!r}: use 'final' or 'reestimated'")
+    probe = Probe(network_of(path[-1]), data.load(device()))
+    vectors = _vectors(probe, path)
+    found = plane(vectors)
+    xs, ys = [axis_of(found['at'][:, axis].tolist(), points, margin) for axis in (0, 1)]
+    n = limit or len(getattr(probe.data, split))
+    loss = map_loss(probe, vectors[-1], found['axes'], xs, ys, split, limit, batchnorm)/n
+    return dict(at=_five_digits(found['at']), explained=found['explained'], x=xs, y=ys, loss=_five_digits(loss), n=n,
+                batchnorm=batchnorm)
 
 # %% ../../nbs/lib/measures/landscape.ipynb #3bdc83ed
 def bends(loss:np.ndarray # [y, x], evenly spaced
     )->np.ndarray: # [y - 2, x - 2, 2], the smaller first
     "Eigenvalues of the Hessian at every inner place, by second differences, in units of the grid."
-    f = np.asarray(loss, float)
-    xx,yy = f[1:-1, 2:] - 2*f[1:-1, 1:-1] + f[1:-1, :-2],f[2:, 1:-1] - 2*f[1:-1, 1:-1] + f[:-2, 1:-1]
-    xy = (f[2:, 2:] - f[2:, :-2] - f[:-2, 2:] + f[:-2, :-2])/4
-    mid,rad = (xx + yy)/2,np.sqrt(((xx - yy)/2)**2 + xy**2)
-    return np.stack([mid - rad, mid + rad], -1)
+    loss = np.asarray(loss, float)
+    inner = loss[1:-1, 1:-1]
+    xx = loss[1:-1, 2:] - 2*inner + loss[1:-1, :-2]
+    yy = loss[2:, 1:-1] - 2*inner + loss[:-2, 1:-1]
+    xy = (loss[2:, 2:] - loss[2:, :-2] - loss[:-2, 2:] + loss[:-2, :-2])/4
+    middle = (xx + yy)/2
+    radius = np.sqrt(((xx - yy)/2)**2 + xy**2)
+    return np.stack([middle - radius, middle + radius], -1)
+
+# %% ../../nbs/lib/measures/landscape.ipynb #fa0c3923
+def _pairs(loss, dy, dx): # all places so far apart: one end, the other, the middle
+    high = loss.shape[0] - dy
+    wide = loss.shape[1] - abs(dx)
+    left = loss[:high, :wide] if dx >= 0 else loss[:high, -dx:]
+    right = loss[dy:, dx:] if dx >= 0 else loss[dy:, :wide]
+    return left, right, loss[dy//2:dy//2 + high, abs(dx)//2:abs(dx)//2 + wide]
 
 def dent(loss:np.ndarray)->float:
-    "Mean height of a midpoint above its chord, over all pairs of places whose midpoint is a place; as a share of the range of the loss."
-    f = np.asarray(loss, float)
-    rise,n = 0.,0
-    for dy in range(0, f.shape[0], 2):
-        for dx in range(-(f.shape[1] - 1)//2*2, f.shape[1], 2):
-            if dy == 0 and dx <= 0: continue
-            a,b = _ends(f, dy, dx)
-            m = f[dy//2:f.shape[0] - dy//2, abs(dx)//2:f.shape[1] - abs(dx)//2]
-            rise += np.maximum(0, m - (a + b)/2).sum(); n += m.size
-    return float(rise/n/(f.max() - f.min())) if n and f.max() > f.min() else 0.
-
-def _ends(f, dy, dx):
-    h,w,d = f.shape[0] - dy,f.shape[1] - abs(dx),abs(dx)
-    return (f[:h, :w], f[dy:, d:]) if dx >= 0 else (f[:h, d:], f[dy:, :w])
+    """Mean height of a midpoint above its chord, over all pairs of places whose midpoint is a place; as a share of the
+    range of the loss."""
+    loss = np.asarray(loss, float)
+    rows, columns = loss.shape
+    span = loss.max() - loss.min()
+    rise = 0.
+    pairs = 0
+    for dy in range(0, rows, 2):
+        for dx in range(-(columns - 1)//2*2, columns, 2):
+            if dy == 0 and dx <= 0: continue   # each pair once
+            left, right, middle = _pairs(loss, dy, dx)
+            rise += np.maximum(0, middle - (left + right)/2).sum()
+            pairs += middle.size
+    return float(rise/pairs/span) if pairs and span > 0 else 0.
 
 # %% ../../nbs/lib/measures/landscape.ipynb #75568663
+def _ratio(smaller, larger): # 0 where the surface is convex, 1 where it bends down as much as anything bends
+    most = np.maximum(np.abs(smaller), np.abs(larger))
+    return np.where(most > 0, np.maximum(0, -smaller)/np.where(most > 0, most, 1), 0)
+
+def _nearest(loss, m, at): # the loss at the place of the map nearest to a point of the path
+    x, y = at
+    return loss[np.abs(np.array(m['y']) - y).argmin(), np.abs(np.array(m['x']) - x).argmin()]
+
 def shape(m:dict # What `landscape` gave
     )->dict: # convex, ratio, dent, basin
     "How convex the loss is around a path. Places whose loss is not finite make every number NaN."
-    f = np.array(m['loss'])
-    if not np.isfinite(f).all(): return dict.fromkeys(('convex', 'ratio', 'dent', 'basin'), math.nan)
-    e = bends(f)
-    most = np.abs(e).max(-1)
-    ratio = np.where(most > 0, np.maximum(0, -e[..., 0])/np.where(most > 0, most, 1), 0)
-    start,end = (f[np.abs(np.array(m['y']) - y).argmin(), np.abs(np.array(m['x']) - x).argmin()] for x,y in (m['at'][0], m['at'][-1]))
-    return dict(convex=float((e[..., 0] >= -1e-12).mean()), ratio=float(ratio.mean()), dent=dent(f), basin=float((f <= (start + end)/2).mean()))
+    loss = np.array(m['loss'])
+    if not np.isfinite(loss).all(): return dict.fromkeys(('convex', 'ratio', 'dent', 'basin'), math.nan)
+    smaller, larger = np.moveaxis(bends(loss), -1, 0)
+    halfway = (_nearest(loss, m, m['at'][0]) + _nearest(loss, m, m['at'][-1]))/2
+    return dict(convex=float((smaller >= -1e-12).mean()), ratio=float(_ratio(smaller, larger).mean()),
+                dent=dent(loss), basin=float((loss <= halfway).mean()))
 
 # %% ../../nbs/lib/measures/landscape.ipynb #b1f0884f
 def draw_landscape(ax, m:dict, # What `landscape` gave
     levels:int=14, color='C1'):
-    "Contour lines, evenly spaced in the logarithm of the loss, and the path on them; the open ring is where it begins."
-    f,at = np.array(m['loss']),np.array(m['at'])
-    lo = max(float(np.nanmin(f)), 1e-6)
-    ax.contour(m['x'], m['y'], np.log(np.maximum(f, lo)), levels=levels, cmap='viridis', linewidths=.7)
+    "Contour lines of the logarithm of the loss, and the path on them; the open ring is where it begins."
+    loss = np.array(m['loss'])
+    at = np.array(m['at'])
+    least = max(float(np.nanmin(loss)), 1e-6)
+    ax.contour(m['x'], m['y'], np.log(np.maximum(loss, least)), levels=levels, cmap='viridis', linewidths=.7)
     ax.plot(*at.T, 'o-', color=color, ms=2, lw=1)
-    ax.plot(*at[0], 'o', color=color, mfc='none', ms=7); ax.plot(*at[-1], '*', color=color, ms=8)
-    ax.set(xlabel=f'1st PC: {100*m["explained"][0]:.0f} %', ylabel=f'2nd PC: {100*m["explained"][1]:.0f} %')
+    ax.plot(*at[0], 'o', color=color, mfc='none', ms=7)
+    ax.plot(*at[-1], '*', color=color, ms=8)
+    first, second = [f'{100*share:.0f} %' for share in m['explained']]
+    ax.set(xlabel=f'1st PC: {first}', ylabel=f'2nd PC: {second}')

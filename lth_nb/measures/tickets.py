@@ -15,10 +15,10 @@ from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from ..experiment import mean_interval
+from ..claims import mean_interval
 from ..plotting import beside
 
-# %% ../../nbs/lib/measures/tickets.ipynb #f1638aff
+# %% ../../nbs/lib/measures/tickets.ipynb #b084919d
 def _amount(name, value, unit):
     fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     if not fits: raise ValueError(f'{name}={value!r}: {unit}, 0 or more')
@@ -61,7 +61,7 @@ class Rules:
         _one_of('rr', self.rr, 'same', 'any')
         _level(self.level)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #a07eb8d2
+# %% ../../nbs/lib/measures/tickets.ipynb #e75c29eb
 RULES = dict(cifar10=Rules(epochs=160),
              cifar100=Rules(similar=1., epochs=160),
              tiny_imagenet=Rules(similar=1., epochs=160),
@@ -75,7 +75,7 @@ def rules_for(data:str # 'cifar10', ...
     raise ValueError(f'no thresholds for {data!r}: the paper has them for {", ".join(RULES)}; '
                      'for others give rules=Rules(similar=...)')
 
-# %% ../../nbs/lib/measures/tickets.ipynb #62cdfce9
+# %% ../../nbs/lib/measures/tickets.ipynb #66827a9f
 def _records(runs)->list:
     "The rows of a table, whatever it comes in."
     if isinstance(runs, (str, Path)):
@@ -88,7 +88,7 @@ def _records(runs)->list:
     raise ValueError(f'runs={str(runs)[:60]}: a list of dicts, a data frame, or the path of a CSV '
                      'with the columns run, lr, accuracy, seed, sparsity')
 
-# %% ../../nbs/lib/measures/tickets.ipynb #8f79fcef
+# %% ../../nbs/lib/measures/tickets.ipynb #d857b03c
 _KINDS = dict.fromkeys(('dense', 'pretrain', 'pretraining'), 'dense')
 _KINDS |= dict.fromkeys(('small', 'small dense', 'small-dense', 'sd', 'sdt'), 'small')
 for _kind in ('LT', 'RR', 'WR'):
@@ -109,7 +109,7 @@ def _number(i, name, value): # None for an empty cell
     if math.isfinite(value): return value
     raise ValueError(f'row {i}: {name}={value}: use a finite number, or leave the cell empty')
 
-# %% ../../nbs/lib/measures/tickets.ipynb #ca30fe1b
+# %% ../../nbs/lib/measures/tickets.ipynb #c5b64a01
 def _run(i, record)->dict:
     "One row of the table, in the form that the rest of this page uses."
     record = {str(name).strip().lower(): value for name,value in record.items()}
@@ -179,7 +179,7 @@ def some(answers)->bool|None:
     if any(answer is True for answer in answers): return True
     return None if any(answer is None for answer in answers) else False
 
-# %% ../../nbs/lib/measures/tickets.ipynb #3f2e8af7
+# %% ../../nbs/lib/measures/tickets.ipynb #51b112ee
 _UNKNOWN = (math.nan, math.nan) # An interval that nobody knows
 
 class Answer(NamedTuple):
@@ -196,7 +196,7 @@ def _answer(mean, low, high, bound, level): # by the interval; without a level b
     elif high < bound: holds = False
     return Answer(holds, mean, (low, high))
 
-# %% ../../nbs/lib/measures/tickets.ipynb #84c6f59c
+# %% ../../nbs/lib/measures/tickets.ipynb #c0d670c1
 def above(differences, # Over seeds, or None
     bound:float, level:float|None=.95 # Of the interval; None: the mean decides
     )->Answer:
@@ -205,7 +205,7 @@ def above(differences, # Over seeds, or None
     if len(differences) == 1: return Answer(None, float(differences[0]))
     return _answer(*mean_interval(differences, level or .95), bound, level)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #584e2f24
+# %% ../../nbs/lib/measures/tickets.ipynb #a31d0639
 def unpaired(a, b, # Accuracies of two kinds of runs, in any order
     level:float=.95)->tuple: # mean, low, high
     "The difference of two means and its interval, without pairs (Welch 1947)."
@@ -239,7 +239,7 @@ class Condition:
     why:str=''
     by_rate:dict=field(default_factory=dict, repr=False, compare=False) # {rate of the ticket: holds}
 
-# %% ../../nbs/lib/measures/tickets.ipynb #a022f78d
+# %% ../../nbs/lib/measures/tickets.ipynb #9a945023
 _WORDS = {True: 'yes', False: 'no', None: 'not decided'}
 
 def _margin(condition): # +0.50 (+0.10 to +0.90)
@@ -252,7 +252,7 @@ def _line(condition):
             'margin': _margin(condition), 'ticket lr': condition.lr, 'other lr': condition.against,
             'by': condition.why}
 
-# %% ../../nbs/lib/measures/tickets.ipynb #38bb03d8
+# %% ../../nbs/lib/measures/tickets.ipynb #262e91fc
 @dataclass(frozen=True)
 class Prize:
     "What a table of runs wins at a sparsity."
@@ -281,7 +281,7 @@ class Prize:
         return beside([_line(condition) for condition in self.conditions], caption)
     def _repr_html_(self): return self.table()._repr_html_()
 
-# %% ../../nbs/lib/measures/tickets.ipynb #501e75ed
+# %% ../../nbs/lib/measures/tickets.ipynb #4bdd2390
 @dataclass(frozen=True)
 class Runs:
     "The runs of one kind."
@@ -289,7 +289,7 @@ class Runs:
     cells:dict # {rate: {seed: accuracy}}, whole cells only
     seeds:set # All that this kind has anywhere
 
-    def means(self)->dict: return {rate: np.mean(list(cell.values())) for rate,cell in self.cells.items()}
+    def means(self)->dict: return {rate: float(np.mean(list(cell.values()))) for rate,cell in self.cells.items()}
 
 def runs_of(rows:list, # What `read_runs` gave
     name:str)->Runs:
@@ -301,7 +301,7 @@ def runs_of(rows:list, # What `read_runs` gave
     whole = {rate: cell for rate,cell in cells.items() if cell.keys() == seeds and None not in cell.values()}
     return Runs(name, whole, seeds)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #12ebcf99
+# %% ../../nbs/lib/measures/tickets.ipynb #eb835e80
 @dataclass(frozen=True)
 class Grid:
     "All that one ticket is judged by."
@@ -345,7 +345,7 @@ def difference(mine:dict, other:dict, # Two cells, {seed: accuracy}, or None
     if min(len(mine), len(other)) < 2: return Answer(None, float(np.mean(mine) - np.mean(other)))
     return _answer(*unpaired(mine, other, level or .95), bound, level)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #253fca04
+# %% ../../nbs/lib/measures/tickets.ipynb #54a507c9
 class Match(NamedTuple):
     "A rate of the ticket against all rates of the others: the answer, and the rate that decides."
     holds:bool|None
@@ -361,7 +361,7 @@ def hardest(matches:list)->Match: # The one with the smallest difference that de
     if not deciding: return Match(holds)
     return min(deciding, key=lambda match: match.mean)._replace(holds=holds)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #7389e1ca
+# %% ../../nbs/lib/measures/tickets.ipynb #c399d415
 def _rates_to_beat(other, grid):
     if grid.rules.other == 'each' or not other.cells: return grid.rates
     means = other.means()
@@ -388,7 +388,7 @@ def matched(grid:Grid, others:list, # Runs to be beaten
         out[rate] = hardest(matches)
     return out
 
-# %% ../../nbs/lib/measures/tickets.ipynb #f821c2f8
+# %% ../../nbs/lib/measures/tickets.ipynb #4b6ad43e
 _RANK = {True: 2, None: 1, False: 0}
 
 def _condition(n, by_rate, bound, why)->Condition:
@@ -404,7 +404,7 @@ def _condition(n, by_rate, bound, why)->Condition:
     low, high = match.interval
     return Condition(n, holds, match.mean - bound, (low - bound, high - bound), best, match.against, why, answers)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #b2f0b883
+# %% ../../nbs/lib/measures/tickets.ipynb #a0972779
 def _gaps(grid, *others)->str:
     ticket = grid.ticket
     if any(len(kind.seeds) == 1 for kind in (ticket, *others)): return 'a single seed decides nothing'
@@ -417,7 +417,7 @@ def _gaps(grid, *others)->str:
     lacks = {kind.name: [f'{rate:g}' for rate in grid.rates if rate not in kind.cells] for kind in (ticket, *others)}
     return '; '.join(f'{name} not whole at lr {", ".join(rates)}' for name,rates in lacks.items() if rates)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #921cde5a
+# %% ../../nbs/lib/measures/tickets.ipynb #bf412ca8
 def sparse_and_trained(rules:Rules, sparsity:float,
     epochs:float=None # Length of training; None: nobody tells
     )->Condition:
@@ -427,19 +427,19 @@ def sparse_and_trained(rules:Rules, sparsity:float,
     length = f'{epochs:g} of {rules.epochs:g} epochs' if told else 'training taken as sufficient'
     return Condition(1, sparsity >= rules.sparsity - 5e-4 and long_enough, why=f's = {sparsity:g}; {length}')
 
-# %% ../../nbs/lib/measures/tickets.ipynb #e8d92cb1
+# %% ../../nbs/lib/measures/tickets.ipynb #dd2d2f53
 def beats_small(grid:Grid)->Condition:
     "Condition 2 (section 2.2): a clear gap over the small dense network, whatever its rate."
     bound = grid.rules.small_gap
     return _condition(2, matched(grid, [grid.small], bound), bound, _gaps(grid, grid.small))
 
-# %% ../../nbs/lib/measures/tickets.ipynb #7a1069c9
+# %% ../../nbs/lib/measures/tickets.ipynb #38a3ebdd
 def beats_reinitialised(grid:Grid)->Condition:
     "Condition 3 (section 2.2): a clear gap over re-initialisation, whatever its rate."
     bound = grid.rules.gap
     return _condition(3, matched(grid, grid.reinitialised, bound), bound, _gaps(grid, *grid.reinitialised))
 
-# %% ../../nbs/lib/measures/tickets.ipynb #abcd98d2
+# %% ../../nbs/lib/measures/tickets.ipynb #4b492150
 def _is_decent(grid, rate)->bool|None: # None where it is not known
     if grid.rules.decent is None: return True
     means = grid.dense.means()
@@ -459,13 +459,13 @@ def similar_at_same_rate(grid:Grid)->Condition:
     why = '; '.join(filter(None, [_gaps(grid, grid.dense), _poor(grid)]))
     return _condition(4, by_rate, bound, why)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #366dc238
+# %% ../../nbs/lib/measures/tickets.ipynb #f6c53172
 def similar_to_best(grid:Grid)->Condition:
     "Condition 5 (section 2.2): similar to the dense network at any of its rates."
     bound = -grid.rules.similar
     return _condition(5, matched(grid, [grid.dense], bound), bound, _gaps(grid, grid.dense))
 
-# %% ../../nbs/lib/measures/tickets.ipynb #ca42595a
+# %% ../../nbs/lib/measures/tickets.ipynb #0a15e40a
 def _edge(grid)->str:
     if len(grid.measured) == 1: return ''
     ends = (grid.measured[0], grid.measured[-1])
@@ -486,7 +486,7 @@ def prize_of(grid:Grid, sparsity:float,
     joint = some(every([beaten[rate], similar[rate]]) for rate in grid.tried)
     return Prize(conditions, joint, sparsity, grid.ticket.name[2:].strip('-'), grid.rules, _edge(grid))
 
-# %% ../../nbs/lib/measures/tickets.ipynb #d2414ada
+# %% ../../nbs/lib/measures/tickets.ipynb #e652e04e
 def _refuse_several(rows, column):
     values = {row[column] for row in rows}
     if len(values) > 1:
@@ -507,7 +507,7 @@ def _better(prize): # of two searchers: by prize, then by margin
     margins = [condition.margin for condition in prize.conditions[2:] if not math.isnan(condition.margin)]
     return prize.jackpot is True, _RANK[prize.secondary], _RANK[prize.jackpot], sum(margins)
 
-# %% ../../nbs/lib/measures/tickets.ipynb #971b5286
+# %% ../../nbs/lib/measures/tickets.ipynb #8339fd09
 def _tickets(rows, ticket, sparsity, sparsities)->list: # Names of the kinds that are tickets
     names = sorted({row['run'] for row in rows if row['run'].startswith(ticket)})
     if names: return names
