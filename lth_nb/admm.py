@@ -53,7 +53,7 @@ class ADMM:
     def norm(self, vector)->float:
         return math.sqrt(sum(float(part.double().square().sum()) for part in self.parts(vector).values()))
 
-# %% ../nbs/lib/admm.ipynb #99096bd6
+# %% ../nbs/lib/admm.ipynb #0563e04f
 def stage_edges(end:int, # Steps of the whole training
     stages:int)->list: # Where each stage begins, and the end
     "The training, cut into stages of the same length."
@@ -70,7 +70,7 @@ def stage_at(edges:list, step:int)->int:
     "The stage of the training that follows a step."
     return max(j for j,begins in enumerate(edges[:-1]) if begins <= step)
 
-# %% ../nbs/lib/admm.ipynb #9c6aa4a2
+# %% ../nbs/lib/admm.ipynb #e4f9bbf8
 class PulledRun:
     "A training with a pull, new or taken up again."
     def __init__(self, start, data, recipe, order, project, names,
@@ -95,14 +95,14 @@ class PulledRun:
     def checkpoint(self)->dict:
         return dict(state=self.replica.state(), trace=self.trace, z=self.pull.z, u=self.pull.u, rho=self.pull.rho)
 
-# %% ../nbs/lib/admm.ipynb #ae5bfc92
+# %% ../nbs/lib/admm.ipynb #ca54e8e4
 def _check_rhos(rhos):
     if isinstance(rhos, (int, float)) or not rhos or any(not rho > 0 for rho in rhos):
         raise ValueError(f'rhos={rhos!r}: use one rho above 0 a stage, such as (1e-2, 1e-1)')
 
-def _check_diverged(replica, rhos):
+def _check_diverged(replica, recipe, rhos):
     if replica.diverged is None: return
-    raise ValueError(f'ADMM diverged at step {replica.diverged}: a lower learning rate than {replica.recipe.lr:g}, '
+    raise ValueError(f'ADMM diverged at step {replica.diverged}: a lower learning rate than {recipe.lr:g}, '
                      f'or smaller rhos than {rhos}, would help')
 
 def _length(nodes): return nodes[0].args['recipe'].end(nodes[0].args['data'])
@@ -127,7 +127,7 @@ def admm(start, data, recipe:Recipe, # The training within which W is pulled
         rho = rhos[stage_at(edges, begins)]
         if begins in edges: run.stage(rho)
         yield partial(run.replica.pump, until)
-        _check_diverged(run.replica, rhos)
+        _check_diverged(run.replica, recipe, rhos)
         run.update(rho)
         shelf.pause(run.checkpoint)
     state = run.replica.state()

@@ -127,6 +127,7 @@ def _measured(name, arrays, source, kw):
     sha256 = content_hash({part: array_digest(array) for part, array in arrays.items()})
     return Dataset(name, sha256, source=source, sizes=sizes, **kw)
 
+# %% ../../nbs/lib/data/sets.ipynb #dc3c3cec
 def npz(path,      # An .npz file with train_images, train_labels, test_images, test_labels
         name=None, # How to call it; None: the file's name
         **kw       # `train`, `test`, `scaling`
@@ -209,6 +210,7 @@ def moments(x:np.ndarray # uint8 [n, h, w, c]
     means = tuple(round(s / n / 255, 4) for s in sums)
     return means, tuple(round((q * n - s ** 2) ** .5 / n / 255, 4) for s, q in zip(sums, squares))
 
+# %% ../../nbs/lib/data/sets.ipynb #88466bd4
 def _mean_and_std(handle, images):
     channels = images.shape[-1]
     if handle.scaling == 'unit': return (0.,) * channels, (1.,) * channels
@@ -224,6 +226,7 @@ def _split(handle, arrays, part, device):
     if x.dtype == torch.int16: x = x.float() / 4096
     return Split(x.to(device), y.long().to(device))
 
+# %% ../../nbs/lib/data/sets.ipynb #a6301233
 def _resident(handle, arrays, device):
     "Arrays on a device, as many of them as the handle says."
     train, test = (_split(handle, arrays, part, device) for part in ('train', 'test'))
@@ -245,6 +248,7 @@ def _load(handle, device):
     train, test, _ = same_files(source.path, source.size, True, handle.sha256)
     return _resident(handle, checked(read_folder(train, test, source.size), handle.name), device)
 
+# %% ../../nbs/lib/data/sets.ipynb #f97332c1
 loaded = {}   # By handle and device
 
 def load(handle:Dataset, device='cpu'):

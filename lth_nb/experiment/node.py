@@ -201,9 +201,14 @@ def _spelled(x, names): # names: {key of a node: its name in the program}
     if isinstance(x, Node): return names[x.key]
     if isinstance(x, Step): return x.name
     if isinstance(x, (list, tuple)): return f"[{', '.join(_spelled(value, names) for value in x)}]"
-    if isinstance(x, dict): return f"{{{', '.join(f'{key}: {_spelled(value, names)}' for key, value in x.items())}}}"
+    if isinstance(x, dict): return _spelled_dict(x, names)
     if dataclasses.is_dataclass(x): return _spelled_dataclass(x)
-    return repr(x)
+    return repr(x.item() if isinstance(x, np.generic) else x)
+
+# %% ../../nbs/lib/experiment/node.ipynb #961d3bb7
+def _spelled_dict(x, names):
+    keys = [key if str(key).isidentifier() else repr(str(key)) for key in x]
+    return f"{{{', '.join(f'{key}: {_spelled(value, names)}' for key, value in zip(keys, x.values()))}}}"
 
 # %% ../../nbs/lib/experiment/node.ipynb #af0541f6
 def _spelled_dataclass(x):
