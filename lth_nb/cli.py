@@ -53,6 +53,7 @@ def plans_of(chapter:str, scale:str, figure:str=None # Such as figure-2; None: a
         raise ValueError(f'no figure {figure!r} in {chapter}; there are {", ".join(names)}')
     return [f.nodes(scale) for name, f in names.items() if not figure or name == figure]
 
+# %% ../nbs/lib/cli.ipynb #c41aed0f
 def unique_nodes(plans)->list:
     "The nodes of plans, each once."
     return list(dict.fromkeys(nodes_in(plans)))
@@ -83,6 +84,7 @@ def progress_of(plan, store)->str:
     there = sum(store.has(n.path) for n in wanted)
     return f'{there}/{len(wanted)}' + ('+' if needs_in(plan) else '')
 
+# %% ../nbs/lib/cli.ipynb #b013abf5
 def status(chapter=None, scale=None)->str:
     "Each figure: results there / wanted, at each scale."
     store = default_store()
@@ -133,6 +135,7 @@ def published_in(folder=None # None: as settings say
     if not Published(folder).by_step(): raise ValueError(f'no published results in {folder}: lth-nb publish makes them')
     return Published(folder)
 
+# %% ../nbs/lib/cli.ipynb #a78ac893
 def verify(folder=None)->list:
     "Say what is wrong with published results, one line a flaw."
     published = published_in(folder)
@@ -170,11 +173,7 @@ def coverage(chapters=CHAPTERS, scales=SCALES[1:])->str: # A Markdown table
     return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 # %% ../nbs/lib/cli.ipynb #91d8405d
-def _parser():
-    parser = argparse.ArgumentParser('lth-nb', description='The chapters of lth_nb from the command line.')
-    parser.add_argument('--version', action='version', version=f'lth_nb {__version__}')
-    commands = parser.add_subparsers(dest='do', required=True)
-
+def _add_run_and_status(commands):
     p = commands.add_parser('run', help='compute what the figures of a chapter need')
     p.add_argument('chapter')
     p.add_argument('--scale', choices=SCALES)
@@ -187,24 +186,30 @@ def _parser():
     p.add_argument('chapter', nargs='?')
     p.add_argument('--scale', choices=SCALES)
 
+# %% ../nbs/lib/cli.ipynb #1c25d5c0
+def _add_publish_and_results(commands):
     p = commands.add_parser('publish', help='add the numbers behind the figures to a folder of published results')
     p.add_argument('chapter')
     p.add_argument('--scale', choices=SCALES, required=True)
     p.add_argument('--to', default='nbs/results')
 
-    p = commands.add_parser('results', help='the store as one table')
+    p = commands.add_parser('results', help='the store as one table; or look at published results')
     p.add_argument('--step', help='only results of this step')
     p.add_argument('--out', help='FILE.csv or FILE.parquet; without it CSV on the terminal')
-    _about_published(p)
-    return parser
-
-def _about_published(results):
-    "What else `lth-nb results` does."
-    more = results.add_subparsers(dest='what')
-    for name, text in (('verify', 'is every published result at its address, and every number finite?'),
-                       ('unused', 'published results that no figure asks for, at any scale')):
-        p = more.add_parser(name, help=text)
+    more = p.add_subparsers(dest='what')
+    verify = more.add_parser('verify', help='is every published result at its address, every number finite?')
+    unused = more.add_parser('unused', help='published results that no figure asks for, at any scale')
+    for p in (verify, unused):
         p.add_argument('--in', dest='folder', help='a folder of published results; without it the one of the settings')
+
+# %% ../nbs/lib/cli.ipynb #7e83d021
+def _parser():
+    parser = argparse.ArgumentParser('lth-nb', description='The chapters of lth_nb from the command line.')
+    parser.add_argument('--version', action='version', version=f'lth_nb {__version__}')
+    commands = parser.add_subparsers(dest='do', required=True)
+    _add_run_and_status(commands)
+    _add_publish_and_results(commands)
+    return parser
 
 # %% ../nbs/lib/cli.ipynb #1b320869
 def _do(a)->int:
@@ -217,6 +222,7 @@ def _do(a)->int:
     else: results(a.step, a.out)
     return 0
 
+# %% ../nbs/lib/cli.ipynb #8c7ffd71
 def main(argv=None)->int:
     "The command `lth-nb`. Errors are one line; 1 is a failure, 2 a wrong call."
     a = _parser().parse_args(argv)

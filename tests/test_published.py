@@ -3,12 +3,13 @@ import math, os, pickle, signal, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest, torch
+import numpy as np, pytest, torch
 from conftest import ROOT
 from lth_nb import cli
 from lth_nb.experiment import (Published, Store, StoreError, Stores, add_results, all_flaws, compute, default_store,
                                expression, flaws, record_of, step)
-from lth_nb.experiment.published import left_out, read_expression, result_line
+from lth_nb.experiment.address import left_out, read_expression
+from lth_nb.experiment.published import result_line
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ def total(numbers, of=(), start=-1.5): return start + sum(of)
 @step
 def layers(n): return {f'{i}.weight': i for i in reversed(range(n))}
 
+@step
+def told(settings): return len(settings)
+
 @step(many=True)
 def states(start, items, shelf):
     for item in items: shelf.save(item, start)
@@ -37,7 +41,9 @@ def weights(seed): return torch.zeros(seed)
 def diverged(x): return {'loss': math.inf}
 
 ITEM = {'watch': [0, 5], 'observe': square, 'args': {'other': square(4), 'ps': [.1, 1e-05], 'mask': None}}
-NODES = [square(3), square(4), square(-2.5), layers(12), total(Numbers('c0ffee'*10 + 'beef', n=4), of=[square(3), square(4)]),
+TOTAL = total(Numbers('c0ffee'*10 + 'beef', n=4), of=[square(3), square(4)])
+NODES = [square(3), square(4), square(-2.5), layers(12), TOTAL,
+         told({'0.weight': np.float64(.5), 5: [True], 'ps': -0.25}),
          states(square(3))['at-10'], states(square(3))['end'], states(square(4))[ITEM]]
 
 
@@ -91,7 +97,8 @@ def test_paths_under_a_folder(published):
 
 def test_what_is_not_there(published):
     assert not published.has('square/nothing') and not published.has('nothing/at/all')
-    with pytest.raises(StoreError, match=r'no result square/nothing in .*square\.jsonl'): published.read('square/nothing')
+    with pytest.raises(StoreError, match=r'no result square/nothing in .*square\.jsonl'):
+        published.read('square/nothing')
 
 def test_a_folder_that_is_not_there(tmp_path):
     assert Published(tmp_path/'nowhere').paths() == [] and not Published(tmp_path/'nowhere').has('square/x')
@@ -192,7 +199,7 @@ def test_a_new_result_is_a_new_line(folder, computed):
     lines = after['square.jsonl'].splitlines()
     assert len(set(lines) - set(before['square.jsonl'].splitlines())) == 1
     assert lines == sorted(lines)
-    assert {k: v for k,v in after.items() if k != 'square.jsonl'} == {k: v for k,v in before.items() if k != 'square.jsonl'}
+    assert {name for name in before if after[name] != before[name]} == {'square.jsonl'}
 
 def test_what_is_published_stays_as_it_is(folder, computed):
     before = contents(folder)
@@ -204,7 +211,8 @@ def test_what_is_not_for_publishing(folder, computed, node, said):
     "Refused before anything is written, what could be published with it too."
     before = contents(folder)
     compute([node, square(6)], store=computed, workers=1, quiet=True)
-    with pytest.raises(StoreError, match=f'{node.path}.*{said}'): add_results(Published(folder), records([square(6), node], computed))
+    both = records([square(6), node], computed)
+    with pytest.raises(StoreError, match=f'{node.path}.*{said}'): add_results(Published(folder), both)
     assert contents(folder) == before
 
 def test_another_address_is_refused(folder, computed):
@@ -262,28 +270,33 @@ def test_killed_in_the_middle(tmp_path, folder, computed, at):
 
 @pytest.mark.parametrize('node', NODES, ids=repr)
 def test_an_expression_has_the_address_of_its_node(node):
-    assert read_expression(expression(node), **left_out(node)) == (node.step.name, node.step.version, node.key, node.path)
+    address = read_expression(expression(node), **left_out(node))
+    assert address == (node.step.name, node.step.version, node.key, node.path)
 
-@pytest.mark.parametrize('old,new', [('x=3', 'x=5'), ('x=4', 'x=4.5'), ("'c0ffeec0ffee'", "'beefc0ffee12'"), ('n=4', 'n=5'),
-    ('v0, v1', 'v1, v0'), ('Numbers', 'Figures'), ('total(', 'sum('), ('n=4', 'm=4'), ('[v0, v1]', '[v0]')])
+@pytest.mark.parametrize('old,new', [
+    ('x=3', 'x=5'), ('x=4', 'x=4.5'), ("'c0ffeec0ffee'", "'beefc0ffee12'"), ('n=4', 'n=5'), ('v0, v1', 'v1, v0'),
+    ('Numbers', 'Figures'), ('total(', 'sum('), ('n=4', 'm=4'), ('[v0, v1]', '[v0]')])
 def test_another_expression_is_another_address(computed, old, new):
-    record = record_of(NODES[4], computed)
+    record = record_of(TOTAL, computed)
     changed = [line.replace(old, new) for line in record['expression']]
-    assert changed != record['expression'] and flaws(NODES[4].path, record | dict(expression=changed))
+    assert changed != record['expression'] and flaws(TOTAL.path, record | dict(expression=changed))
 
-@pytest.mark.parametrize('change', [dict(step='cube'), dict(version=1), dict(key='0'*20), dict(versions={'total': 1, 'square': 1}),
-    dict(versions={}), dict(sha256=[]), dict(sha256=['c0ffee'*10 + 'f00d']), dict(expression=[]), dict(expression=['v0 = 1 +']),
-    dict(expression=['v0 = total(numbers=open(1))']), dict(expression=['import os']), dict(expression='v0'), dict(expression=[3]),
-    dict(versions=3), dict(value={'a': [1, math.nan]}), dict(made={'seconds': math.inf})])
+@pytest.mark.parametrize('change', [
+    dict(step='cube'), dict(version=1), dict(key='0'*20), dict(versions={'total': 1, 'square': 1}), dict(versions={}),
+    dict(versions=3), dict(sha256=[]), dict(sha256=['c0ffee'*10 + 'f00d']), dict(expression=[]), dict(expression='v0'),
+    dict(expression=[3]), dict(expression=['v0 = 1 +']), dict(expression=['v0 = total(numbers=open(1))']),
+    dict(expression=['import os']), dict(value={'a': [1, math.nan]}), dict(made={'seconds': math.inf})])
 def test_a_flaw_is_found(computed, change):
-    path, record = NODES[4].path, record_of(NODES[4], computed)
+    path, record = TOTAL.path, record_of(TOTAL, computed)
     assert flaws(path, record) == [] and len(flaws(path, record | change)) == 1
 
-@pytest.mark.parametrize('line', ['square(3)', 'square(4, x=3)', 'square(x=3, **{})', 'square(x=b"3")', 'square(x=...)', 'square(x=3)[x][y]',
+@pytest.mark.parametrize('line', [
+    'square(3)', 'square(4, x=3)', 'square(x=3, **{})', 'square(x=b"3")', 'square(x=...)', 'square(x=3)[x][y]',
     'square(x=3).value', "square(x=Numbers(sha256=''))", "square(x=Numbers(sha256='c0ffee'))", '3', 'square'])
 def test_what_no_expression_prints(line):
     "What would be skipped or guessed is refused."
-    with pytest.raises((ValueError, TypeError)): read_expression([f'v0 = {line}'], {'square': 1}, ['c0ffee'*10 + 'beef'])
+    with pytest.raises((ValueError, TypeError)):
+        read_expression([f'v0 = {line}'], {'square': 1}, ['c0ffee'*10 + 'beef'])
 
 def test_what_is_missing_is_a_flaw(computed):
     "As in a record of another store."
