@@ -4,15 +4,18 @@
     make bench-gpu      a CUDA device, about eight minutes; writes benchmarks/cuda.json
     python benchmarks/engine.py --device cpu --only lenet replicas --seconds 2
 
-Whatever is compared is measured in turns in one run, so that both meet the same neighbours. On a CPU the times are CPU seconds,
-on a GPU wall seconds around work that has been waited for; medians of five. MNIST and CIFAR-10 must be there (LTH_NB_DATA).
+Whatever is compared is measured in turns in one run, so that both meet the same neighbours. On a CPU the times are CPU
+seconds, on a GPU wall seconds around work that has been waited for; medians of five. MNIST and CIFAR-10 must be there
+(LTH_NB_DATA).
 
-Floors: FLOP are two a multiplication of the convolutions and linear layers, forward once and backward twice (the first layer once);
-bytes are 14 passes over each convolution's output (2 of the convolution, 3 of BatchNorm and ReLU forward, 5 and 4 of them backward)
-and 32 a weight. Both are divided by what this device was measured to do in this run: a copy, and a matrix product in the same precision.
+Floors: FLOP are two a multiplication of the convolutions and linear layers, forward once and backward twice (the first
+layer once); bytes are 14 passes over each convolution's output (2 of the convolution, 3 of BatchNorm and ReLU forward,
+5 and 4 of them backward) and 32 a weight. Both are divided by what this device was measured to do in this run: a copy,
+and a matrix product in the same precision.
 """
 import argparse, gc, json, os, platform, statistics, subprocess, sys, tempfile, time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -27,15 +30,19 @@ from lth_nb.data import MissingData, cifar10, mnist
 from lth_nb.engine import Replica, Trace
 from lth_nb.experiment import Store
 from lth_nb.pruning import magnitude_mask, prunable_weights
-from lth_nb.training import TABLE_1, Recipe, init
+from lth_nb.training import TABLE_1, Recipe, init, line
 
 LONG = 10**6
 PARTS = ['plain', 'plain fp32', 'replicas', 'processes', 'compiled', 'data', 'maps', 'parts']
 CIFAR = Recipe(LONG, weight_decay=1e-4, augment=True)
-CASES = {'lenet-60': (nets.lenet_300_100, mnist, replace(TABLE_1['LeNet'], steps=LONG)),
-         'lenet-128': (nets.lenet_300_100, mnist, Recipe(LONG)),
-         'resnet20': (nets.resnet20, cifar10, CIFAR), 'resnet20-bf16': (nets.resnet20, cifar10, replace(CIFAR, precision='bf16')),
-         'vgg16': (nets.vgg16, cifar10, CIFAR), 'vgg16-bf16': (nets.vgg16, cifar10, replace(CIFAR, precision='bf16'))}
+CASES = {
+    'lenet-60': (nets.lenet_300_100, mnist, replace(TABLE_1['LeNet'], steps=LONG)),
+    'lenet-128': (nets.lenet_300_100, mnist, Recipe(LONG)),
+    'resnet20': (nets.resnet20, cifar10, CIFAR),
+    'resnet20-bf16': (nets.resnet20, cifar10, replace(CIFAR, precision='bf16')),
+    'vgg16': (nets.vgg16, cifar10, CIFAR),
+    'vgg16-bf16': (nets.vgg16, cifar10, replace(CIFAR, precision='bf16')),
+}
 
 
 class Clock:
@@ -45,31 +52,33 @@ class Clock:
         if self.cuda: torch.cuda.synchronize()
         return time.perf_counter() if self.cuda else time.process_time()
     def __call__(self, f):
-        t = self.now(); f(); return self.now() - t
+        before = self.now()
+        f()
+        return self.now() - before
 
-
-def in_turns(clock, fs, seconds, rounds=5):
+def in_turns(clock, ways, seconds, rounds=5):
     "Median seconds a step of each of several `run(n)`, measured in turns."
-    n = {}
-    for k,f in fs.items():
-        f(1)
-        n[k] = max(1, min(5000, round(seconds/rounds/max(clock(lambda f=f: f(2))/2, 1e-6))))
-    rows = {k: [] for k in fs}
+    steps = {}
+    for name,run in ways.items():
+        run(1)
+        one = max(clock(partial(run, 2))/2, 1e-6)
+        steps[name] = max(1, min(5000, round(seconds/rounds/one)))
+    took = {name: [] for name in ways}
     for _ in range(rounds):
-        for k,f in fs.items(): rows[k].append(clock(lambda f=f, k=k: f(n[k]))/n[k])
-    return {k: statistics.median(r) for k,r in rows.items()}
+        for name,run in ways.items(): took[name].append(clock(partial(run, steps[name]))/steps[name])
+    return {name: statistics.median(times) for name,times in took.items()}
 
 
 def replica(case, device, seed=0, **kw):
-    network,data,recipe = CASES[case]
+    network, data, recipe = CASES[case]
     return Replica(init.fn(network, seed), data(), recipe, order=seed, first=0, device=device, **kw)
 
 
 def together(reps):
     "A function that takes all replicas so many steps on, side by side."
     def run(n):
-        goals = [r.step + n for r in reps]
-        while not all([r.pump(g) for r,g in zip(reps, goals)]): pass
+        goals = [rep.step + n for rep in reps]
+        while not all([rep.pump(goal) for rep,goal in zip(reps, goals)]): pass
     return run
 
 
@@ -78,100 +87,137 @@ def together(reps):
 def ceilings(device, dtype):
     "Bytes and FLOP a second: a copy, and a matrix product."
     cuda = device != 'cpu'
-    clock,n = Clock(device),2**28 if cuda else 2**25
-    a,b = torch.rand(n, device=device),torch.empty(n, device=device)
+    clock = Clock(device)
+    n = 2**28 if cuda else 2**25
+    a, b = torch.rand(n, device=device), torch.empty(n, device=device)
     m = 8192 if cuda else 1024
-    p,q = (torch.randn(m, m, device=device, dtype=dtype) for _ in range(2))
-    copy,matmul = (lambda: b.copy_(a)),(lambda: p @ q)
-    for f in (copy, matmul): f(); f()
-    t = [statistics.median(clock(f) for _ in range(7)) for f in (copy, matmul)]
-    return 8*n/t[0], 2*m**3/t[1]
+    p, q = (torch.randn(m, m, device=device, dtype=dtype) for _ in range(2))
+    def copy(): b.copy_(a)
+    def matmul(): p @ q
+    def best(f):
+        f()
+        f()
+        return statistics.median(clock(f) for _ in range(7))
+    return 8*n/best(copy), 2*m**3/best(matmul)
+
+
+def layers_of(network):
+    "(multiplications, outputs, whether it is a convolution) of each layer, for one example."
+    layers = []
+    def see(module, inputs, out):
+        convolution = isinstance(module, torch.nn.Conv2d)
+        if not convolution and not isinstance(module, torch.nn.Linear): return
+        layers.append((out.numel()*module.weight[0].numel(), out.numel(), convolution))
+    net = network.create(0).eval()
+    for module in net.modules(): module.register_forward_hook(see)
+    with torch.no_grad(): net(torch.zeros(1, *network.input))
+    return layers, sum(p.numel() for p in net.parameters())
 
 
 def floors(case, device):
     "Seconds a replica-step by bytes and by FLOP."
-    network,_,recipe = CASES[case]
-    net,layers = network.create(0).eval(),[]
-    def see(m, x, y):
-        if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear)): layers.append((y.numel()*m.weight[0].numel(), y.numel(), isinstance(m, torch.nn.Conv2d)))
-    for m in net.modules(): m.register_forward_hook(see)
-    with torch.no_grad(): net(torch.zeros(1, *network.input))
-    flop = 2*recipe.batch*(3*sum(l[0] for l in layers) - layers[0][0])
+    network, _, recipe = CASES[case]
+    layers, weights = layers_of(network)
+    flop = 2*recipe.batch*(3*sum(multiplications for multiplications,_,_ in layers) - layers[0][0])
     half = recipe.precision == 'bf16'
-    moved = recipe.batch*sum(o*(14 if c else 4) for _,o,c in layers)*(2 if half else 4) + 32*sum(p.numel() for p in net.parameters())
-    bandwidth,rate = ceilings(device, torch.bfloat16 if half else torch.float32)
-    return dict(flop=flop, bytes=moved, seconds_by_bytes=moved/bandwidth, seconds_by_flop=flop/rate, bandwidth=bandwidth, flop_rate=rate)
+    passes = sum(outputs*(14 if convolution else 4) for _,outputs,convolution in layers)
+    moved = recipe.batch*passes*(2 if half else 4) + 32*weights
+    bandwidth, rate = ceilings(device, torch.bfloat16 if half else torch.float32)
+    return dict(flop=flop, bytes=moved, seconds_by_bytes=moved/bandwidth, seconds_by_flop=flop/rate,
+                bandwidth=bandwidth, flop_rate=rate)
 
 
 # ---------------------------------------------------------------- what is measured
 
 def against_plain(case, device, seconds, many):
     "One replica, and on a GPU several side by side, in turns with the usual script in its best form."
-    network,data,recipe = CASES[case]
-    clock = Clock(device)   # in fp32 the script has PyTorch's defaults: convolutions in TF32 on a GPU, which ours are not
-    usual,way = plain.best(network, data().load(), recipe, device, seconds, autocast=(recipe.precision == 'bf16',))
-    way['precision'] = 'tf32 convolutions' if device != 'cpu' and recipe.precision == 'fp32' else recipe.precision
-    fs = dict(plain=usual, ours=together([replica(case, device)]))
-    if many > 1: fs['ours side by side'] = together([replica(case, device, s) for s in range(many)])
-    t = in_turns(clock, fs, seconds)
-    if many > 1: t['ours side by side'] /= many
-    best = min(v for k,v in t.items() if k != 'plain')
-    return dict(case=case, seconds={k: v for k,v in t.items()}, replicas=many, ratio=t['plain']/best, way=way)
+    network, data, recipe = CASES[case]
+    clock = Clock(device)
+    usual, way = plain.best(network, data().load(), recipe, device, seconds, autocast=(recipe.precision == 'bf16',))
+    tf32 = device != 'cpu' and recipe.precision == 'fp32'   # PyTorch's default for convolutions; ours are in fp32
+    way['precision'] = 'tf32 convolutions' if tf32 else recipe.precision
+    ways = dict(plain=usual, ours=together([replica(case, device)]))
+    if many > 1: ways['ours side by side'] = together([replica(case, device, seed) for seed in range(many)])
+    took = in_turns(clock, ways, seconds)
+    if many > 1: took['ours side by side'] /= many
+    best = min(t for name,t in took.items() if name != 'plain')
+    return dict(case=case, seconds=took, replicas=many, ratio=took['plain']/best, way=way)
 
 
 def against_fp32(row, device, seconds):
-    "Ours in bf16, and where the row says so through torch.compile, against the usual script in fp32, as most scripts are."
-    case,_,how = row.partition(', ')
-    network,data,recipe = CASES[case]
+    "Ours in bf16, and where the row says so compiled, against the usual script in fp32, as most scripts are."
+    case, _, how = row.partition(', ')
+    network, data, recipe = CASES[case]
     ours = together([replica(case, device, compiled_net=how == 'compiled')])
-    usual,way = plain.best(network, data().load(), recipe, device, seconds, autocast=(False,))
-    t = in_turns(Clock(device), dict(plain=usual, ours=ours), seconds)
-    return dict(case=f'{row} against fp32', seconds=t, replicas=1, ratio=t['plain']/t['ours'], way=way | {'precision': 'fp32'})
+    usual, way = plain.best(network, data().load(), recipe, device, seconds, autocast=(False,))
+    took = in_turns(Clock(device), dict(plain=usual, ours=ours), seconds)
+    return dict(case=f'{row} against fp32', seconds=took, replicas=1, ratio=took['plain']/took['ours'],
+                way=way | {'precision': 'fp32'})
 
 
 def free(device):
     "Bytes left on a GPU when nothing is kept that is not used."
     gc.collect()
     if device == 'cpu': return 0
-    torch.cuda.synchronize(); torch.cuda.empty_cache()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
 
 
-def side_by_side(case, device, ks, seconds):
+def side_by_side(case, device, counts, seconds):
     "Replica-steps a second and memory, for more and more replicas in one process."
-    floor,rows,reps = floors(case, device),[],[]
+    floor = floors(case, device)
     CASES[case][1]().load(device)
     before = free(device)
-    for k in ks:
+    rows, reps = [], []
+    for n in counts:
         try:
-            while len(reps) < k: reps.append(replica(case, device, len(reps)))
-            run = together(reps)
-            t = in_turns(Clock(device), dict(ours=run), seconds, 3)['ours']/k
-        except torch.OutOfMemoryError: rows.append(dict(replicas=k, seconds=None)); break
+            while len(reps) < n: reps.append(replica(case, device, len(reps)))
+            took = in_turns(Clock(device), dict(ours=together(reps)), seconds, 3)['ours']/n
+        except torch.OutOfMemoryError:
+            rows.append(dict(replicas=n, seconds=None))
+            break
         taken = before - free(device) if device != 'cpu' else None   # a process's own peak says nothing of one replica
-        rows.append(dict(replicas=k, seconds=t, per_second=1/t, memory=taken,
-                         floors_by_bytes=t/floor['seconds_by_bytes'], floors_by_flop=t/floor['seconds_by_flop']))
+        rows.append(dict(replicas=n, seconds=took, per_second=1/took, memory=taken,
+                         floors_by_bytes=took/floor['seconds_by_bytes'], floors_by_flop=took/floor['seconds_by_flop']))
     return dict(case=case, floor=floor, rows=rows)
 
 
+STEPPER = '''import sys, time
+sys.path.insert(0, {here!r})
+import engine
+rep = engine.replica({case!r}, 'cpu')
+rep.run(3)
+print('ready', flush=True)
+sys.stdin.readline()
+steps, start = 0, time.perf_counter()
+while time.perf_counter() - start < {seconds!r}:
+    rep.run(rep.step + 1)
+    steps += 1
+print(steps/(time.perf_counter() - start))
+'''
+
 def processes(case, seconds):
     "CPU: the same replica in one process, and in two at once."
-    code = ("import sys, time; sys.path[:0] = %r; import engine; r = engine.replica(%r, 'cpu'); r.run(3)\n"
-            "print('ready', flush=True); sys.stdin.readline(); n, t = 0, time.perf_counter()\n"
-            "while time.perf_counter() - t < %r: r.run(r.step + 1); n += 1\nprint(n/(time.perf_counter() - t))") % ([str(Path(__file__).parent)], case, seconds)
+    code = STEPPER.format(here=str(Path(__file__).parent), case=case, seconds=seconds)
     out = {}
-    for k in (1, 2):
-        ps = [subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(k)]
-        for p in ps: p.stdout.readline()
-        for p in ps: p.stdin.write('\n'); p.stdin.flush()
-        out[k] = sum(float(p.communicate()[0]) for p in ps)
+    for n in (1, 2):
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started = [subprocess.Popen([sys.executable, '-c', code], **pipes) for _ in range(n)]
+        for process in started: process.stdout.readline()
+        for process in started:
+            process.stdin.write('\n')
+            process.stdin.flush()
+        out[n] = sum(float(process.communicate()[0]) for process in started)
     return dict(case=case, steps_per_second=out)
 
 
 def compiled(case, device, many, seconds):
     "The network through torch.compile, against not."
-    t = in_turns(Clock(device), {k: together([replica(case, device, s, compiled_net=k) for s in range(many)]) for k in (False, True)}, seconds)
-    return dict(case=case, replicas=many, seconds={str(k): v/many for k,v in t.items()}, gain=t[False]/t[True])
+    def way(how): return together([replica(case, device, seed, compiled_net=how) for seed in range(many)])
+    took = in_turns(Clock(device), {how: way(how) for how in (False, True)}, seconds)
+    each = {str(how): t/many for how,t in took.items()}
+    return dict(case=case, replicas=many, seconds=each, gain=took[False]/took[True])
 
 
 def data_path(case, device, seconds):
@@ -180,8 +226,8 @@ def data_path(case, device, seconds):
     def batches(n):
         for i in range(n): rep.course.batches[rep.step + i]
     if rep.lane: batches = recorded(rep)
-    t = in_turns(Clock(device), dict(step=together([rep]), data=batches), seconds, 5)
-    return dict(case=case, seconds=t, share=t['data']/t['step'])
+    took = in_turns(Clock(device), dict(step=together([rep]), data=batches), seconds, 5)
+    return dict(case=case, seconds=took, share=took['data']/took['step'])
 
 
 def recorded(rep):
@@ -208,144 +254,240 @@ def maps(device, seconds):
     return lambda case: landscape.places(case, device, seconds)
 
 
+def weight_norm(rep): return rep.weights.vector.norm()
+def gradient_norm(rep): return rep.weights.grad.norm()
+
+
+def a_line(case, device, limit):
+    "Seconds of 30 points of a line."
+    network, data, _ = CASES[case]
+    ends = [init.fn(network, seed) for seed in (0, 1)]
+    def go(): line.fn(*ends, data(), alphas=30, splits=('test',), limit=limit)
+    os.environ['LTH_NB_DEVICE'] = device
+    go()
+    return Clock(device)(go)
+
+
+def a_round(network, device):
+    "Seconds of a round of global pruning."
+    weights = {name: w.to(device) for name,w in prunable_weights(init.fn(network, 0)).items()}
+    return statistics.median(Clock(device)(lambda: magnitude_mask(weights, .2)) for _ in range(3))
+
+
+def watching(case, device, seconds):
+    "What two norms at every step cost, as a share of a step."
+    trace = Trace(gradient=gradient_norm, weights=weight_norm)
+    ways = dict(bare=together([replica(case, device)]), watched=together([replica(case, device, hooks=[trace])]))
+    took = in_turns(Clock(device), ways, seconds)
+    return took['watched']/took['bare'] - 1
+
+
+def to_disk(case, device):
+    "Seconds to write a state."
+    rep = replica(case, device)
+    rep.run(1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        return statistics.median(Clock(device)(lambda: store.write('x', rep.state())) for _ in range(5))
+
+
 def parts(device, seconds):
     "What else an experiment spends its time on."
-    clock,out = Clock(device),{}
+    out = {}
     for case,limit in (('lenet-60', None), ('resnet20', 2000 if device == 'cpu' else None)):
-        network,data,_ = CASES[case]
-        from lth_nb.training import line
-        os.environ['LTH_NB_DEVICE'] = device
-        a,b = (init.fn(network, s) for s in (0, 1))
-        go = lambda: line.fn(a, b, data(), alphas=30, splits=('test',), limit=limit)
-        go()
-        out[f'30 alphas, {case}, {limit or 10000} test images'] = clock(go)
-    for name in ('lenet_300_100', 'vgg16'):
-        w = {k: v.to(device) for k,v in prunable_weights(init.fn(getattr(nets, name), 0)).items()}
-        out[f'a round of global pruning, {name}'] = statistics.median(clock(lambda: magnitude_mask(w, .2)) for _ in range(3))
+        out[f'30 alphas, {case}, {limit or 10000} test images'] = a_line(case, device, limit)
+    for network in (nets.lenet_300_100, nets.vgg16):
+        out[f'a round of global pruning, {network.name}'] = a_round(network, device)
     out['from nothing to the first step, resnet20, a new process'] = start_up(device)
     for case in ('lenet-60', 'resnet20'):
-        norms = dict(g=lambda r: r.weights.grad.norm(), w=lambda r: r.weights.vector.norm())
-        t = in_turns(clock, dict(bare=together([replica(case, device)]), watched=together([replica(case, device, hooks=[Trace(**norms)])])), seconds)
-        out[f'two norms at every step, {case}, share of a step'] = t['watched']/t['bare'] - 1
-        rep = replica(case, device); rep.run(1)
-        with tempfile.TemporaryDirectory() as tmp:
-            s = Store(tmp)
-            out[f'a state to the disk, {case}'] = statistics.median(clock(lambda: s.write('x', rep.state())) for _ in range(5))
+        out[f'two norms at every step, {case}, share of a step'] = watching(case, device, seconds)
+        out[f'a state to the disk, {case}'] = to_disk(case, device)
     if device == 'cpu': out.update(telemetry())
     return out
 
 
 def telemetry():
-    "What the numbers of Early Figure 3 add to training, in the steps that are all looked at: the first fifty of a window."
-    from dataclasses import replace
-    from lth_nb import early_phase as early
-    out = {}
-    for name,network,window in (('mnist1d_conv', nets.mnist1d_conv, 50), ('resnet20', nets.resnet20, 10)):
-        s = early.quick_studies()[0] if name == 'mnist1d_conv' else early.gpu_studies()[0]
-        out[f'telemetry at every step, {name}, share of a step'] = early.overhead(replace(s, network=network, window=window))/100
-    s = early.quick_studies()[0]
-    out[f'telemetry over its window of {s.window} steps, mnist1d_conv, share of a step'] = early.overhead(s)/100
-    return out
+    "What the numbers of Early Figure 3 add to training, where all steps are looked at: the first fifty of a window."
+    from lth_nb.figures import early_phase as early
+    quick, large = early.quick_studies()[0], early.gpu_studies()[0]
+    def cost(study, network, window): return early.overhead(replace(study, network=network, window=window))/100
+    return {
+        'telemetry at every step, mnist1d_conv, share of a step': cost(quick, nets.mnist1d_conv, 50),
+        'telemetry at every step, resnet20, share of a step': cost(large, nets.resnet20, 10),
+        f'telemetry over its window of {quick.window} steps, mnist1d_conv, share of a step': early.overhead(quick)/100,
+    }
 
 
 def start_up(device):
-    code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import engine; engine.replica('resnet20', {device!r}).run(1)"
-    t = time.perf_counter()
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import engine; engine.replica('resnet20', {device!r}).run(1)"
+    start = time.perf_counter()
     subprocess.run([sys.executable, '-c', code], check=True)
-    return time.perf_counter() - t
+    return time.perf_counter() - start
 
 
 # ---------------------------------------------------------------- the tables
 
-def ms(s): return '-' if s is None else f'{1e3*s:.3f}' if s < .1 else f'{1e3*s:.1f}'
+def ms(seconds):
+    if seconds is None: return '-'
+    return f'{1e3*seconds:.3f}' if seconds < .1 else f'{1e3*seconds:.1f}'
 
 def table(head, rows):
-    out = ['| ' + ' | '.join(head) + ' |', '| --- |' + ' --: |'*(len(head) - 1)]
-    return '\n'.join(out + ['| ' + ' | '.join(str(c) for c in r) + ' |' for r in rows])
+    lines = ['| ' + ' | '.join(head) + ' |', '| --- |' + ' --: |'*(len(head) - 1)]
+    lines += ['| ' + ' | '.join(str(cell) for cell in row) + ' |' for row in rows]
+    return '\n'.join(lines)
 
-def load(path): return json.loads(Path(path).read_text(), object_hook=lambda d: {int(k) if k.isdigit() else k: v for k,v in d.items()})
+def load(path):
+    "A file of results; keys that are numbers are numbers again."
+    def numbered(d): return {int(key) if key.isdigit() else key: value for key,value in d.items()}
+    return json.loads(Path(path).read_text(), object_hook=numbered)
 
-def report(r, *parts):
+def report(results, *wanted):
     "The tables of a run, or some of them, as Markdown."
     out = []
-    for part in parts or PARTS:
-        if part == 'plain fp32': continue   # its rows stand with the others
-        if x := r.get(part): out.append(globals()[f'_{part}'](x + r.get('plain fp32', []) if part == 'plain' else x))
+    for part in wanted or PARTS:
+        if part == 'plain fp32' or not results.get(part): continue   # its rows stand with the others
+        found = results[part]
+        if part == 'plain': found = found + results.get('plain fp32', [])
+        out.append(TABLES[part](found))
     return '\n\n'.join(out)
 
-def _plain(x):
-    beside = lambda o: f"{ms(o['seconds']['ours side by side'])} ({o['replicas']})" if o['replicas'] > 1 else '-'
-    many = any(o['replicas'] > 1 for o in x)
-    yes = lambda v: {True: 'yes', False: 'no'}.get(v, v) if isinstance(v, bool) else v
-    return table(['milliseconds a replica-step', 'plain script', 'ours, one', *['ours, side by side']*many, 'plain / ours', 'the plain script at its best'],
-        [[o['case'], ms(o['seconds']['plain']), ms(o['seconds']['ours']), *[beside(o)]*many, f"{o['ratio']:.1f}",
-          ', '.join(f'{k} {yes(v)}' for k,v in o['way'].items())] for o in x])
+def way_of(how):
+    "The plain script's settings in words."
+    def said(value): return {True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value
+    return ', '.join(f'{name} {said(value)}' for name,value in how.items())
 
-def _replicas(x):
-    known = any(q.get('memory') for o in x for q in o['rows'])
-    numbers = lambda q: [ms(q['seconds']), f"{q['per_second']:,.1f}", *[f"{q['memory']/2**30:.2f}" for _ in range(known)], f"{q['floors_by_bytes']:.1f}", f"{q['floors_by_flop']:.1f}"]
-    head = ['replicas in one process', 'milliseconds a replica-step', 'replica-steps a second', *['memory, GiB']*known, 'times the floor by bytes', 'times the floor by FLOP']
-    return table(head, [[f"{o['case']}, {q['replicas']}", *(numbers(q) if q['seconds'] else ['out of memory'] + ['']*(len(head) - 2))] for o in x for q in o['rows']])
+def plain_table(rows):
+    many = any(row['replicas'] > 1 for row in rows)
+    def cells(row):
+        seconds = row['seconds']
+        beside = f"{ms(seconds['ours side by side'])} ({row['replicas']})" if row['replicas'] > 1 else '-'
+        return [row['case'], ms(seconds['plain']), ms(seconds['ours']), *([beside] if many else []),
+                f"{row['ratio']:.1f}", way_of(row['way'])]
+    head = ['milliseconds a replica-step', 'plain script', 'ours, one', *(['ours, side by side'] if many else []),
+            'plain / ours', 'the plain script at its best']
+    return table(head, map(cells, rows))
 
-def _processes(x):
-    return table(['processes, one thread each', 'one: steps a second', 'two: steps a second', 'gain'],
-        [[o['case'], f"{o['steps_per_second'][1]:.1f}", f"{o['steps_per_second'][2]:.1f}", f"{o['steps_per_second'][2]/o['steps_per_second'][1]:.2f}"] for o in x])
+def replicas_table(cases):
+    known = any(row.get('memory') for case in cases for row in case['rows'])
+    head = ['replicas in one process', 'milliseconds a replica-step', 'replica-steps a second',
+            *(['memory, GiB'] if known else []), 'times the floor by bytes', 'times the floor by FLOP']
+    def numbers(row):
+        if not row['seconds']: return ['out of memory', *['']*(len(head) - 2)]
+        memory = [f"{row['memory']/2**30:.2f}"] if known else []
+        return [ms(row['seconds']), f"{row['per_second']:,.1f}", *memory,
+                f"{row['floors_by_bytes']:.1f}", f"{row['floors_by_flop']:.1f}"]
+    rows = [(case['case'], row) for case in cases for row in case['rows']]
+    return table(head, [[f"{name}, {row['replicas']}", *numbers(row)] for name,row in rows])
 
-def _compiled(x):
-    return table(['torch.compile of the network', 'without, milliseconds', 'with, milliseconds', 'gain'],
-                 [[o['case'] + (f", {o['replicas']} replicas" if o['replicas'] > 1 else ''), ms(o['seconds']['False']), ms(o['seconds']['True']), f"{o['gain']:.2f}"] for o in x])
+def processes_table(rows):
+    def cells(row):
+        one, two = (row['steps_per_second'][n] for n in (1, 2))
+        return [row['case'], f'{one:.1f}', f'{two:.1f}', f'{two/one:.2f}']
+    head = ['processes, one thread each', 'one: steps a second', 'two: steps a second', 'gain']
+    return table(head, map(cells, rows))
 
-def _data(x): return table(['data path', 'milliseconds a batch', 'milliseconds a step', 'share'],
-                           [[o['case'], ms(o['seconds']['data']), ms(o['seconds']['step']), f"{100*o['share']:.1f} %"] for o in x])
+def compiled_table(rows):
+    def cells(row):
+        many = f", {row['replicas']} replicas" if row['replicas'] > 1 else ''
+        return [row['case'] + many, ms(row['seconds']['False']), ms(row['seconds']['True']), f"{row['gain']:.2f}"]
+    head = ['torch.compile of the network', 'without, milliseconds', 'with, milliseconds', 'gain']
+    return table(head, map(cells, rows))
 
-def _maps(x):
-    return table(['a loss map', 'examples a place', 'plain: places a second', 'ours: places a second', 'gain', 'of ours, not evaluation'],
-                 [[o['case'], o['examples'], f"{1/o['seconds']['plain']:.1f}", f"{1/o['seconds']['ours']:.1f}", f"{o['ratio']:.2f}",
-                   f"{100*o['lost']:.1f} %" if o['lost'] > 0 else 'within the noise'] for o in x])
+def data_table(rows):
+    def cells(row):
+        seconds = row['seconds']
+        return [row['case'], ms(seconds['data']), ms(seconds['step']), f"{100*row['share']:.1f} %"]
+    return table(['data path', 'milliseconds a batch', 'milliseconds a step', 'share'], map(cells, rows))
 
-def _parts(x):
-    size = lambda k, v: ('within the noise' if v < 0 else f'{100*v:.1f} %') if 'share' in k else f'{v:.1f} s' if v > 10 else f'{ms(v)} ms'
-    return table(['what else', ''], [[k, size(k, v)] for k,v in x.items()])
+def maps_table(rows):
+    def cells(row):
+        lost = f"{100*row['lost']:.1f} %" if row['lost'] > 0 else 'within the noise'
+        return [row['case'], row['examples'], f"{1/row['seconds']['plain']:.1f}", f"{1/row['seconds']['ours']:.1f}",
+                f"{row['ratio']:.2f}", lost]
+    head = ['a loss map', 'examples a place', 'plain: places a second', 'ours: places a second', 'gain',
+            'of ours, not evaluation']
+    return table(head, map(cells, rows))
 
+def parts_table(parts):
+    def size(name, value):
+        if 'share' in name: return 'within the noise' if value < 0 else f'{100*value:.1f} %'
+        return f'{value:.1f} s' if value > 10 else f'{ms(value)} ms'
+    return table(['what else', ''], [[name, size(name, value)] for name,value in parts.items()])
+
+TABLES = {'plain': plain_table, 'replicas': replicas_table, 'processes': processes_table, 'compiled': compiled_table,
+          'data': data_table, 'maps': maps_table, 'parts': parts_table}
+
+
+# ---------------------------------------------------------------- a run
+
+def arguments():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--device', default='cpu')
+    p.add_argument('--seconds', type=float, default=6, help='per side of a comparison')
+    p.add_argument('--only', nargs='*', default=PARTS)
+    p.add_argument('--cases', nargs='*', default=list(CASES))
+    p.add_argument('--replicas', nargs='*', type=int, default=[1, 2, 4, 8, 16, 32])
+    p.add_argument('--out')
+    return p.parse_args()
+
+def about(device):
+    machine = torch.cuda.get_device_name() if device != 'cpu' else f'one core of {cpu_name()}'
+    return dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
+
+def begun(out, now, only):
+    "Results so far. What was measured before keeps its date, and each part measured since has its own."
+    if not out.exists() or set(only) >= set(PARTS): return dict(about=now)
+    old = json.loads(out.read_text())
+    said = f"{now['date']}, {now['machine']}, torch {now['torch']}"
+    later = old['about'].get('later', {}) | {part: said for part in only}
+    return old | dict(about=old['about'] | dict(later=later))
+
+def planned(a):
+    "(part, what measures a case of it, cases); the last has one case only."
+    cuda = a.device != 'cpu'
+    many = 8 if cuda else 1
+    half = [case for case in a.cases if 'bf16' in case]
+    few = [n for n in a.replicas if n <= 8]
+    def counts(case): return a.replicas if cuda or 'lenet' in case else few[:1]
+    yield 'plain', lambda case: against_plain(case, a.device, a.seconds, many), a.cases
+    rows = [*half, *(f'{case}, compiled' for case in half if case == 'resnet20-bf16')]
+    yield 'plain fp32', lambda row: against_fp32(row, a.device, a.seconds), rows
+    yield 'replicas', lambda case: side_by_side(case, a.device, counts(case), a.seconds/2), a.cases
+    if not cuda: yield 'processes', lambda case: processes(case, a.seconds), [c for c in a.cases if 'vgg' not in c]
+    some = [case for case in a.cases if case in half or case == 'resnet20']
+    yield 'compiled', lambda case: compiled(case, a.device, many, a.seconds), some
+    yield 'data', lambda case: data_path(case, a.device, a.seconds/2), a.cases
+    yield 'maps', maps(a.device, a.seconds), ['mnist1d_conv', 'mnist1d_res, width 16', 'resnet20']
+    yield 'parts', lambda _: parts(a.device, a.seconds/2), None
+
+def measured(part, measure, cases):
+    "What there is data for."
+    got = []
+    for case in cases:
+        start = time.perf_counter()
+        try: got.append(measure(case))
+        except MissingData as e:
+            print(f'{case}: left out, {e}')
+            continue
+        print(f'{part} {case or ""}: {time.perf_counter() - start:.0f} s', flush=True)
+        gc.collect()
+    return got
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--device', default='cpu'); p.add_argument('--seconds', type=float, default=6, help='per side of a comparison')
-    p.add_argument('--only', nargs='*', default=PARTS); p.add_argument('--cases', nargs='*', default=list(CASES))
-    p.add_argument('--replicas', nargs='*', type=int, default=[1, 2, 4, 8, 16, 32]); p.add_argument('--out')
-    a = p.parse_args()
-    cuda = a.device != 'cpu'
-    r = dict(about=dict(machine=torch.cuda.get_device_name() if cuda else f'one core of {cpu_name()}', cores=os.cpu_count(), torch=torch.__version__, date=time.strftime('%Y-%m-%d')))
-    out = Path(a.out or Path(__file__).with_name('cuda.json' if cuda else 'cpu.json'))
-    if out.exists() and set(a.only) < set(PARTS):   # the rest was measured before: its date stays, and each part measured since has its own
-        old,now = json.loads(out.read_text()),r['about']
-        r = old | dict(about=old['about'] | dict(later=old['about'].get('later', {}) | {k: f"{now['date']}, {now['machine']}, torch {now['torch']}" for k in a.only}))
-    def do(what, f, cases=(None,)):
-        if what not in a.only: return
-        got = []
-        for c in cases:
-            t = time.perf_counter()
-            try: got.append(f(c))
-            except MissingData as e: print(f'{c}: left out, {e}'); continue
-            print(f'{what} {c or ""}: {time.perf_counter() - t:.0f} s', flush=True)
-            gc.collect()
-        r[what] = got if cases != (None,) else got[0]
-        out.write_text(json.dumps(r, indent=1) + '\n')
-    do('plain', lambda c: against_plain(c, a.device, a.seconds, 8 if cuda else 1), a.cases)
-    do('plain fp32', lambda c: against_fp32(c, a.device, a.seconds), [*(c for c in a.cases if 'bf16' in c), *(f'{c}, compiled' for c in a.cases if c == 'resnet20-bf16')])
-    few = [k for k in a.replicas if k <= 8]
-    do('replicas', lambda c: side_by_side(c, a.device, a.replicas if cuda or 'lenet' in c else few[:1], a.seconds/2), a.cases)
-    if not cuda: do('processes', lambda c: processes(c, a.seconds), [c for c in a.cases if 'vgg' not in c])
-    do('compiled', lambda c: compiled(c, a.device, 8 if cuda else 1, a.seconds), [c for c in a.cases if 'bf16' in c or c == 'resnet20'])
-    do('data', lambda c: data_path(c, a.device, a.seconds/2), a.cases)
-    do('maps', maps(a.device, a.seconds), ['mnist1d_conv', 'mnist1d_res, width 16', 'resnet20'])
-    do('parts', lambda c: parts(a.device, a.seconds/2))
-    out.write_text(json.dumps(r, indent=1) + '\n')
+    a = arguments()
+    out = Path(a.out or Path(__file__).with_name('cuda.json' if a.device != 'cpu' else 'cpu.json'))
+    results = begun(out, about(a.device), a.only)
+    for part,measure,cases in planned(a):
+        if part not in a.only: continue
+        got = measured(part, measure, [None] if cases is None else cases)
+        results[part] = got if cases is not None else got[0]
+        out.write_text(json.dumps(results, indent=1) + '\n')
     print('\n' + report(load(out)))
 
 
 def cpu_name():
-    try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    try: return next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 

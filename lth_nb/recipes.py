@@ -25,6 +25,7 @@ def steps(when:int|str, # 500, '500it', '2K', '1.25ep'
     raise ValueError(f'cannot read {when!r} as a point in training: '
                      "use steps (500, '500it', '2K') or epochs ('1.25ep')")
 
+# %% ../nbs/lib/recipes.ipynb #9099c359
 def _read(text, per_epoch):
     try:
         if text.endswith('ep'): return None if per_epoch is None else round(Fraction(text[:-2])*Fraction(per_epoch))
@@ -32,21 +33,24 @@ def _read(text, per_epoch):
         return Fraction(text.removesuffix('it'))
     except ValueError: return None
 
-# %% ../nbs/lib/recipes.ipynb #464f4e9e
+# %% ../nbs/lib/recipes.ipynb #6052a730
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.float32, tf32=torch.float32, fp64=torch.float64)
 CHOICES = dict(optimizer=('sgd', 'adam'), schedule=('milestones', 'linear', 'cosine'), precision=tuple(PRECISIONS))
 NUMBERS = ('lr', 'gamma', 'final_lr', 'momentum', 'eps', 'weight_decay')
 
+# %% ../nbs/lib/recipes.ipynb #c3cc4932
 def number_of(name:str, value)->float:
     number = float(value)
     if not math.isfinite(number) or number < 0:
         raise ValueError(f'{name}={number}: use a finite number that is not negative')
     return number
 
+# %% ../nbs/lib/recipes.ipynb #5967f265
 def tuple_of(name:str, value)->tuple:
     if isinstance(value, str): raise ValueError(f'{name}={value!r}: use a tuple, such as ({value!r},)')
     return tuple(value)
 
+# %% ../nbs/lib/recipes.ipynb #c0b60677
 def check_recipe(recipe):
     "Raises `ValueError` for values that fit their field, but make no training."
     if recipe.momentum >= 1: raise ValueError(f'momentum={recipe.momentum}: use less than 1')

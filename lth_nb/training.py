@@ -32,14 +32,14 @@ def init(network:Network, seed:int)->dict: # A state at step 0
     weights = {name: p.detach() for name,p in net.named_parameters()}
     return dict(network=asdict(network), step=0, weights=weights, buffers=dict(net.named_buffers()), slots={}, count=0)
 
-# %% ../nbs/lib/training.ipynb #b2462b51
+# %% ../nbs/lib/training.ipynb #86980701
 def item_of(step:int)->str:
     "The item of a trajectory that is its state after so many steps."
     return f'at-{step}'
 
 def step_of(item:str)->int: return int(item.removeprefix('at-'))
 
-# %% ../nbs/lib/training.ipynb #c0bacec7
+# %% ../nbs/lib/training.ipynb #21056aeb
 def onto(x, device:str):
     "A structure with its tensors on a device."
     if isinstance(x, Tensor): return x.to(device)
@@ -47,6 +47,7 @@ def onto(x, device:str):
     if isinstance(x, (list, tuple)): return type(x)(onto(v, device) for v in x)
     return x
 
+# %% ../nbs/lib/training.ipynb #1796ab78
 class Watch:
     "A measurement along the way: where, by what, and what it has seen so far."
     def __init__(self, item:dict, # {watch: steps, observe: a step, args: its other arguments}
@@ -60,11 +61,12 @@ class Watch:
         "What it had seen by then."
         return {int(step): value for step,value in checkpoint['seen'].get(digest(self.item), {}).items()}
 
-# %% ../nbs/lib/training.ipynb #e63bbb0c
+# %% ../nbs/lib/training.ipynb #c111acf0
 def checkpoint(rep:Replica, watches:list)->dict:
     "What a call needs to go on later."
     return dict(state=rep.state(), seen={digest(watch.item): watch.seen for watch in watches})
 
+# %% ../nbs/lib/training.ipynb #2204cd1d
 def latest_stored(shelf, before:int, # The first step that is wanted
     end:int)->tuple|None: # State and step
     "The last stored state on the way."
@@ -72,6 +74,7 @@ def latest_stored(shelf, before:int, # The first step that is wanted
     passed = [s for s in stored if s <= before and s < end]
     return (shelf.load(item_of(max(passed))), max(passed)) if passed else None
 
+# %% ../nbs/lib/training.ipynb #c00d6ed4
 def from_checkpoint(shelf, after:int, states:set, # Steps whose states are wanted
     watches:list)->tuple|None: # State and step; the watches remember what they had seen
     "The checkpoint of this call, if it serves."
@@ -84,7 +87,7 @@ def from_checkpoint(shelf, after:int, states:set, # Steps whose states are wante
     for watch,seen in zip(watches, past): watch.seen.update(seen)
     return kept['state'], at
 
-# %% ../nbs/lib/training.ipynb #cf224a0e
+# %% ../nbs/lib/training.ipynb #17784c60
 def reach(rep:Replica, until:int, pause): # Yields pieces of work: calls that say whether they are done
     "Train up to step `until`. `pause` raises `Stopped` if time is up."
     def onwards():
@@ -101,10 +104,12 @@ def training_steps(nodes:list)->int:
     def last(item): return step_of(item) if isinstance(item, str) else max(item['watch'], default=0)
     return max(last(node.item) for node in nodes) - nodes[0].args.get('first', 0)
 
+# %% ../nbs/lib/training.ipynb #037a715c
 def to_store(state:dict, last:bool)->dict:
     "A state as it is stored: the last one without the optimiser's averages."
     return {**state, 'slots': {}} if last else state
 
+# %% ../nbs/lib/training.ipynb #1a6f714f
 @step(many=True, size=training_steps)
 def trajectory(start, data:Dataset, recipe:Recipe, order:int, first:int=0, mask=None, optimizer='kept', *,
     items, shelf):
@@ -153,7 +158,7 @@ class Trajectory:
             raise TypeError(f'{observe!r} is no step: mark it with @step, so that its results have a name')
         return self.node[dict(watch=[self.step(w) for w in when], observe=observe, args=args)]
 
-# %% ../nbs/lib/training.ipynb #aebdc871
+# %% ../nbs/lib/training.ipynb #b7651fd9
 def check_run(start, data, recipe):
     "Raises `TypeError` for what no run can be made of."
     if isinstance(start, Trajectory):
@@ -166,13 +171,14 @@ def check_run(start, data, recipe):
     if not isinstance(recipe, Recipe):
         raise TypeError(f'{recipe!r:.60} is no recipe: use Recipe(...) or one of TABLE_1')
 
+# %% ../nbs/lib/training.ipynb #d706b7b7
 def stands_at(start:Node)->int:
     "The step of a state that training has made or `init`; other steps have to say it."
     if start.step is init: return 0
     if start.step is trajectory: return step_of(start.item)
     raise ValueError(f'{start!r}: say with first= at which step of the recipe this state stands, such as first=0')
 
-# %% ../nbs/lib/training.ipynb #50f529ce
+# %% ../nbs/lib/training.ipynb #58a543a9
 def train(start:Node, # The state to start from
     data:Dataset, recipe:Recipe,
     order:int=0, # Seed of data order and augmentation: the "SGD noise" of the papers
@@ -189,7 +195,7 @@ def train(start:Node, # The state to start from
     node = trajectory(start, data, recipe, order, first=first, mask=mask, optimizer=optimizer)
     return Trajectory(node, first, end, recipe.per_epoch(data))
 
-# %% ../nbs/lib/training.ipynb #1a01aba9
+# %% ../nbs/lib/training.ipynb #ce2744bd
 _probes = {}
 
 def probe_of(network:Network, data:Dataset)->Probe:
@@ -200,6 +206,7 @@ def probe_of(network:Network, data:Dataset)->Probe:
         _probes[key] = Probe(network, data.load(device()))
     return _probes[key]
 
+# %% ../nbs/lib/training.ipynb #025c0cad
 def check_splits(splits):
     if isinstance(splits, str) or not set(splits) <= {'train', 'test'}:
         raise ValueError(f"splits={splits!r}: use a tuple, ('test',) or ('train', 'test')")
@@ -229,6 +236,7 @@ def check_same_network(a:dict, b:dict):
     if a['network'] != b['network']:
         raise ValueError(f'no line between different networks: {a["network"]} and {b["network"]}')
 
+# %% ../nbs/lib/training.ipynb #6db0e32d
 def interpolate(a:dict, b:dict, # States of one network
     alpha:float # 0 gives `a`, 1 gives `b`
     )->dict: # A state
@@ -252,10 +260,11 @@ def along(probe:Probe, a:Tensor, b:Tensor, # The ends, as `Probe.vector` has the
         totals.append(probe.measure(split, limit, ends.get(i)))
     return torch.stack(totals).cpu(), ends[0], ends[len(alphas) - 1]
 
-# %% ../nbs/lib/training.ipynb #7b5049d7
+# %% ../nbs/lib/training.ipynb #249738f3
 def begins_linearly(net:nn.Module)->bool:
     return isinstance(net, nn.Sequential) and isinstance(net[0], nn.Flatten) and isinstance(net[1], nn.Linear)
 
+# %% ../nbs/lib/training.ipynb #81022422
 @torch.no_grad()
 def along_mlp(probe:Probe, a:Tensor, b:Tensor, alphas:list, split:str, limit:int|None)->tuple: # As `along`
     "The same for an MLP: its first layer at the two ends, the rest everywhere."
@@ -270,7 +279,7 @@ def along_mlp(probe:Probe, a:Tensor, b:Tensor, alphas:list, split:str, limit:int
             totals[i] += torch.stack([(found != y).sum(), F.cross_entropy(z, y, reduction='sum')]).double()
     return totals, torch.cat(predictions[0]), torch.cat(predictions[-1])
 
-# %% ../nbs/lib/training.ipynb #c7637a18
+# %% ../nbs/lib/training.ipynb #2ac59325
 def check_line(alphas, batchnorm, splits):
     "Raises `ValueError` for arguments of `line` that are none."
     if batchnorm not in ('averaged', 'reestimated'):
@@ -280,16 +289,18 @@ def check_line(alphas, batchnorm, splits):
         raise ValueError(f'alphas={alphas!r}: use a number of points, such as 30')
     if alphas < 2: raise ValueError(f'alphas={alphas}: a line has at least its 2 ends')
 
+# %% ../nbs/lib/training.ipynb #e9bd256e
 def in_few_digits(totals:Tensor, n:int)->dict: # {error [alphas] in %, loss [alphas], n}
     errors, losses = totals.unbind(1)
     return dict(error=[round(100*wrong/n, 4) for wrong in errors.tolist()],
                 loss=[float(f'{loss/n:.6g}') for loss in losses.tolist()], n=n)
 
+# %% ../nbs/lib/training.ipynb #5db861ab
 def distance(a:dict, b:dict)->float:
     "L2 distance of the weights of two states."
     return math.sqrt(sum(float((w - b['weights'][name]).double().square().sum()) for name,w in a['weights'].items()))
 
-# %% ../nbs/lib/training.ipynb #9bd2adbc
+# %% ../nbs/lib/training.ipynb #f81ffe13
 @step
 def line(a, b, data:Dataset,
     alphas=30, # So many points, evenly from 0 (`a`) to 1 (`b`)

@@ -7,9 +7,9 @@ Desirable or Not?*, ICML 2021."""
 __all__ = ['GRID', 'first_weights', 'dense', 'sparse', 'path', 'iterative', 'admm_run', 'mask_of', 'under', 'along', 'copies']
 
 # %% ../nbs/04_weight_correlation.ipynb #7bf157b4
-from .experiment import Node
-from .measures.overlap import correlation
 from .admm import admm
+from .experiment import Node
+from .measures import correlation
 from .pruning import prune
 from .training import init, line, train
 

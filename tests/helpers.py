@@ -1,4 +1,6 @@
-"""Toys that several test files share: a small task, two networks and their recipes, masks, and a plain loop to compare with."""
+"""Toys that several test files share: a small task, networks and recipes, masks, a plain loop to compare with."""
+from dataclasses import replace
+
 import pytest, torch, torch.nn.functional as F
 from lth_nb import networks as nets
 from lth_nb.data import mnist1d
@@ -11,10 +13,12 @@ mlp = nets.mnist1d_mlp
 SGD = Recipe(60, batch=32, lr=.1, milestones=(30, 50), warmup=8, weight_decay=1e-3)
 ADAM = Recipe(60, batch=32, optimizer='adam', lr=2e-3, milestones=(30, 50), warmup=8)
 KINDS = [pytest.param(conv, SGD, id='conv-sgd'), pytest.param(mlp, ADAM, id='mlp-adam')]
+MORE_KINDS = [*KINDS, pytest.param(conv, replace(SGD, precision='bf16'), id='conv-bf16'),
+              pytest.param(conv, replace(SGD, optimizer='adam', lr=1e-2), id='conv-adam')]
 
 
 def image_task(name, images):
-    "A network for images with data, batch and whether they are cropped: LeNet on the grey ones, ResNet-20 on the colour ones."
+    "Network, data, batch, and whether images are cropped: LeNet on the grey ones, ResNet-20 on the colour ones."
     if name == 'resnet20': return nets.resnet20, images[1], 8, True
     return nets.lenet_300_100, images[0], 60, False
 
@@ -24,7 +28,8 @@ def image_task(name, images):
 def identical(a, b):
     "Two values, tensors in them byte for byte; a number that is none equals itself."
     if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
+        if a.dtype != b.dtype or a.shape != b.shape: return False
+        return a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes()
     if isinstance(a, dict): return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
     if isinstance(a, list): return len(a) == len(b) and all(map(identical, a, b))
     return a == b or a != a and b != b
@@ -32,6 +37,10 @@ def identical(a, b):
 def same(a, b, parts=('weights', 'buffers', 'slots')):
     "Whether two states agree in some of their parts, byte for byte, signs of zeros included."
     return all(identical(a[part], b[part]) for part in parts)
+
+def far(a, b):
+    "The largest difference."
+    return float((a - b).abs().max())
 
 def assert_close(a, b, what):
     "Relative to the largest entry."

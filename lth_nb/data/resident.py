@@ -109,22 +109,21 @@ def pieces(n:int,      # Number of examples
     return [(i, min(i + size, end)) for i in range(start, end, size)]
 
 # %% ../../nbs/lib/data/resident.ipynb #e5338ff8
-@dataclass(eq=False, repr=False)
 class Data:
     "A data set on a device. `batches` for training, `evaluation` for testing, `gather` for a chosen few."
-    name: str
-    train: Split
-    test: Split
-    classes: int
-    mean: tuple   # By channel, of bytes taken as 0..1
-    std: tuple
-    sha256: str   # Of the content
-    def __post_init__(self):
-        self.device = self.train.x.device
-        self.images = self.train.x.dtype == torch.uint8
-        _, *shape = self.train.x.shape
+    def __init__(self, name, train:Split, test:Split, classes:int, mean:tuple, std:tuple, sha256:str):
+        self.name = name
+        self.train = train
+        self.test = test
+        self.classes = classes
+        self.mean = mean       # By channel, of bytes taken as 0..1
+        self.std = std
+        self.sha256 = sha256   # Of the content
+        self.device = train.x.device
+        self.images = train.x.dtype == torch.uint8
+        _, *shape = train.x.shape
         self.shape = (shape[2], shape[0], shape[1]) if self.images else tuple(shape)
-        self.normaliser = Normaliser(self.mean, self.std)
+        self.normaliser = Normaliser(mean, std)
     def __repr__(self):
         sizes = f'{len(self.train)} + {len(self.test)} of shape {self.shape}'
         return f'Data({self.name}, {sizes}, {self.classes} classes, {self.device})'

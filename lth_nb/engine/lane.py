@@ -28,7 +28,7 @@ def precisely(recipe:Recipe):
     try: yield
     finally: cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = kept
 
-# %% ../../nbs/lib/engine/lane.ipynb #0edb475a
+# %% ../../nbs/lib/engine/lane.ipynb #dc647b17
 @contextmanager
 def uncollected():
     "No garbage collection."
@@ -38,6 +38,7 @@ def uncollected():
     finally:
         if on: gc.enable()
 
+# %% ../../nbs/lib/engine/lane.ipynb #7fff852c
 def record(work, # A function of tensor operations
     stream): # A CUDA stream
     "What `work` does, as a call."
@@ -45,7 +46,7 @@ def record(work, # A function of tensor operations
     with uncollected(), torch.cuda.graph(graph, stream=stream, capture_error_mode='thread_local'): work()
     return graph.replay
 
-# %% ../../nbs/lib/engine/lane.ipynb #41e69ad3
+# %% ../../nbs/lib/engine/lane.ipynb #483b24fa
 def changed(rep)->list: # Tensors
     "All that a driven step writes and a later one reads."
     model = rep.model
@@ -53,6 +54,7 @@ def changed(rep)->list: # Tensors
     return [model.weights.vector, *model.slots.values(), *model.net.buffers(), model.count,
             rep.losses, rep.t, rep.at, *tables]
 
+# %% ../../nbs/lib/engine/lane.ipynb #149b4f8a
 def recordings(rep, stream)->dict: # {n: a call that takes n steps}, the longest first
     "A replica's driven step, recorded where it stands now."
     for hook in rep.hooks:
@@ -72,7 +74,7 @@ def recordings(rep, stream)->dict: # {n: a call that takes n steps}, the longest
         back()
     return calls
 
-# %% ../../nbs/lib/engine/lane.ipynb #ded606ad
+# %% ../../nbs/lib/engine/lane.ipynb #84b9ea82
 class Replayed:
     "Driven steps of a replica, recorded when the first is wanted."
     def __init__(self, stream):
@@ -87,7 +89,7 @@ class Replayed:
                 call()
                 n -= size
 
-# %% ../../nbs/lib/engine/lane.ipynb #a487369d
+# %% ../../nbs/lib/engine/lane.ipynb #6c1cb500
 STREAMS = 8
 _streams = {}
 
@@ -98,6 +100,7 @@ def next_stream(device:str): # torch.cuda.Stream
     else: streams.rotate(-1)
     return streams[-1]
 
+# %% ../../nbs/lib/engine/lane.ipynb #7be1dc2d
 class Stream:
     "One of a device's CUDA streams."
     def __init__(self, device:str):
@@ -115,7 +118,7 @@ class Stream:
         return torch.zeros(WINDOW, dtype=torch.bool).pin_memory()
     def synchronize(self): self.cuda.synchronize()
 
-# %% ../../nbs/lib/engine/lane.ipynb #8d9ba23e
+# %% ../../nbs/lib/engine/lane.ipynb #efe4bc1e
 class Lane:
     "A replica on a stream, and the windows of it that are under way."
     def __init__(self, rep, stream):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXACT', 'reestimate', 'into_vector', 'add_up', 'RecordedBatch', 'exactly', 'evaluated', 'Probe']
 
-# %% ../../nbs/lib/engine/probe.ipynb #747852e0
+# %% ../../nbs/lib/engine/probe.ipynb #1b730713
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .lane import precisely, record
 from .step import loaders
 from .weights import batchnorms, laid_out, lined_up
 
-# %% ../../nbs/lib/engine/probe.ipynb #c141b019
+# %% ../../nbs/lib/engine/probe.ipynb #75ba8597
 @torch.no_grad()
 def reestimate(net:nn.Module, data, # A loaded data set
     n:int=2000, size:int=500 # Training images, and how many at a time
@@ -33,7 +33,7 @@ def reestimate(net:nn.Module, data, # A loaded data set
     net.eval()
     for m,momentum in zip(norms, kept): m.momentum = momentum
 
-# %% ../../nbs/lib/engine/probe.ipynb #5b954016
+# %% ../../nbs/lib/engine/probe.ipynb #a05680e3
 def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
     "Make all parameters and statistics of a network views of one vector, which begins as zeros."
     named = (*net.named_parameters(), *net.named_buffers())
@@ -45,7 +45,7 @@ def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
         start += t.numel()
     return {name: t.shape for name,t in parts.items()}, vector
 
-# %% ../../nbs/lib/engine/probe.ipynb #d1540bb9
+# %% ../../nbs/lib/engine/probe.ipynb #9fe43433
 @torch.no_grad()
 def add_up(net:nn.Module, x:Tensor, y:Tensor,
     totals:Tensor, # float64 [2]: errors, summed cross-entropy
@@ -56,6 +56,7 @@ def add_up(net:nn.Module, x:Tensor, y:Tensor,
     totals[0] += (predictions != y).sum()
     totals[1] += F.cross_entropy(z, y, reduction='sum')
 
+# %% ../../nbs/lib/engine/probe.ipynb #fd133ed1
 class RecordedBatch:
     "The evaluation of a full batch on a GPU, as a graph."
     def __init__(self, probe, split:str):
@@ -79,12 +80,13 @@ class RecordedBatch:
         self.replay()
         return self.predictions
 
-# %% ../../nbs/lib/engine/probe.ipynb #f15337b5
+# %% ../../nbs/lib/engine/probe.ipynb #b9d9e742
 EXACT = Recipe(1)   # fp32
 
 def exactly(device): # A context
     return precisely(EXACT) if device.type == 'cuda' else nullcontext()
 
+# %% ../../nbs/lib/engine/probe.ipynb #c61ec1fe
 def evaluated(probe, split:str, n:int): # Yields (start, predictions)
     "The first `n` examples of a split, batch by batch; errors and losses go into the probe's totals."
     data = probe.data

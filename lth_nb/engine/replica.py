@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['take_window', 'left_behind', 'Replica']
 
-# %% ../../nbs/lib/engine/replica.ipynb #62954fe4
+# %% ../../nbs/lib/engine/replica.ipynb #fffe248a
 from operator import attrgetter
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .step import WINDOW, Course, Driven, Model, Plain, count, diverge, snapshot
 from .trace import Hooks
 from .weights import network_of
 
-# %% ../../nbs/lib/engine/replica.ipynb #9a5567a5
+# %% ../../nbs/lib/engine/replica.ipynb #5a7be734
 def take_window(rep, until:int):
     "The steps up to `until`, or to the end of this window."
     first = rep.step
@@ -25,6 +25,7 @@ def take_window(rep, until:int):
     rep.step = first + n
     count(rep, first, n, rep.losses.isfinite().tolist())
 
+# %% ../../nbs/lib/engine/replica.ipynb #e7b369a5
 def left_behind(rep, on:str)->dict:
     "A replica's state. The last step may have diverged, and no loss have said so yet."
     if rep.lane: rep.lane.settle()

@@ -6,7 +6,7 @@
 __all__ = ['WINDOW', 'stop_counting', 'Model', 'snapshot', 'loaders', 'Course', 'window_end', 'fused', 'Plain', 'update',
            'Driven', 'diverge', 'count']
 
-# %% ../../nbs/lib/engine/step.ipynb #ac0fc4c5
+# %% ../../nbs/lib/engine/step.ipynb #335b2307
 import math, os, warnings
 from functools import partial
 import torch
@@ -17,14 +17,14 @@ from ..recipes import PRECISIONS, Recipe, learning_rates
 from ..running import tick
 from .weights import Weights, adam, averages, batchnorms, bits_of, compiled, loss_of, module_of, sgd
 
-# %% ../../nbs/lib/engine/step.ipynb #9942a2bf
+# %% ../../nbs/lib/engine/step.ipynb #696ff5dc
 def stop_counting(net:nn.Module, step:int)->dict: # {buffer: batches before step 0}
     "Take BatchNorm's counting of batches off, at some step."
     counts = {name: int(b) for name,b in net.named_buffers() if name.endswith('num_batches_tracked')}
     for m in batchnorms(net): m.num_batches_tracked = None
     return {name: n - step for name,n in counts.items()}
 
-# %% ../../nbs/lib/engine/step.ipynb #defcb49f
+# %% ../../nbs/lib/engine/step.ipynb #b52ec41c
 class Model:
     "A network in training, from a state: weights, averages, statistics, and the mask that holds in them."
     def __init__(self, state:dict, recipe:Recipe,
@@ -61,7 +61,7 @@ class Model:
         for t in (self.weights.vector, *self.slots.values(), *statistics): t.fill_(math.nan)
         self.bury()
 
-# %% ../../nbs/lib/engine/step.ipynb #733aeef4
+# %% ../../nbs/lib/engine/step.ipynb #db2071af
 def snapshot(model:Model,
     step:int, # Where it stands
     on='cpu' # Where the tensors go
@@ -76,10 +76,11 @@ def snapshot(model:Model,
     return dict(network=model.network, step=step, weights=cut(model.weights.vector),
                 slots={name: cut(slot) for name,slot in model.slots.items()}, buffers=buffers, count=int(model.count))
 
-# %% ../../nbs/lib/engine/step.ipynb #408363fc
+# %% ../../nbs/lib/engine/step.ipynb #88ffc470
 def loaders(device:str)->int: # Processes that decode what is streamed
     return min(4, os.cpu_count()) if device.startswith('cuda') else 0
 
+# %% ../../nbs/lib/engine/step.ipynb #a4c9e760
 class Course:
     "Batches and learning rates of a recipe, by step. Raises `ValueError` for examples that the network does not take."
     def __init__(self, network:Network, data:Dataset, recipe:Recipe, order:int, device:str='cpu'):
@@ -91,7 +92,7 @@ class Course:
         self.batches = loaded.batches(recipe.batch, order, recipe.augment, dtype=dtype, **workers)
         self.rates = learning_rates(recipe, data).to(device)   # float64 [steps]
 
-# %% ../../nbs/lib/engine/step.ipynb #d3b1447e
+# %% ../../nbs/lib/engine/step.ipynb #1d2bd07a
 WINDOW = 100
 
 def window_end(step:int)->int: return (step//WINDOW + 1)*WINDOW
@@ -110,7 +111,7 @@ def fused(model:Model)->torch.optim.Optimizer:
     if r.optimizer == 'adam': optimizer.state[w]['step'] = model.count.float().view(())   # PyTorch counts in float32
     return optimizer
 
-# %% ../../nbs/lib/engine/step.ipynb #e62f8853
+# %% ../../nbs/lib/engine/step.ipynb #9d5bd5ec
 class Plain:
     "The step of a replica, driven by Python."
     def __init__(self, rep):
@@ -145,7 +146,7 @@ def update(model:Model, lr:Tensor): # float64 [1]
         rule(w.vector, w.grad, momentum, model.keep, lr, r.momentum, r.weight_decay)
     else: rule(w.vector, w.grad, *model.slots.values(), model.keep, lr, model.count, r.betas, r.eps, r.weight_decay)
 
-# %% ../../nbs/lib/engine/step.ipynb #f821f914
+# %% ../../nbs/lib/engine/step.ipynb #8fa1ae2a
 class Driven:
     "The step of a replica, driven by counters on the device."
     def __init__(self, rep):
@@ -185,13 +186,14 @@ class Driven:
         self.enter(rep, first)
         for _ in range(n): self.step(rep)
 
-# %% ../../nbs/lib/engine/step.ipynb #5dc11b9a
+# %% ../../nbs/lib/engine/step.ipynb #02e816d1
 def diverge(rep, step:int):
     "Mark a replica."
     rep.diverged = step
     warnings.warn(f'diverged: the loss of step {step} is not finite ({rep.model.recipe}); '
                   'a lower learning rate would help', stacklevel=3)
 
+# %% ../../nbs/lib/engine/step.ipynb #71ca0e90
 def count(rep, first:int, n:int,
     finite:list # [window] of bool: which losses were
     ):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Hooks', 'Trace']
 
-# %% ../../nbs/lib/engine/trace.ipynb #51ed80d0
+# %% ../../nbs/lib/engine/trace.ipynb #2d6d04d6
 import math
 import torch
 from torch import Tensor
 
-# %% ../../nbs/lib/engine/trace.ipynb #95d646bc
+# %% ../../nbs/lib/engine/trace.ipynb #ce9a8cd4
 class Hooks(list):
     "Those who look into the steps of a replica."
     def gradient(self, rep):

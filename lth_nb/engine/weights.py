@@ -6,7 +6,7 @@
 __all__ = ['network_of', 'module_of', 'loss_of', 'lined_up', 'laid_out', 'batchnorms', 'layers_first', 'places', 'Weights',
            'bits_of', 'alive', 'sgd', 'adam', 'averages', 'compiled']
 
-# %% ../../nbs/lib/engine/weights.ipynb #25d5ce58
+# %% ../../nbs/lib/engine/weights.ipynb #7cfc1717
 import warnings
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ def module_of(state:dict, # A state
     except RuntimeError as e: raise ValueError(f'this state does not fit {network}: {e}') from None
     return module.to(device=device, memory_format=torch.channels_last)
 
-# %% ../../nbs/lib/engine/weights.ipynb #c84a5384
+# %% ../../nbs/lib/engine/weights.ipynb #b30ee177
 def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary logits)
     y:Tensor # Labels, int64 [batch]
     )->Tensor: # Mean cross-entropy
@@ -34,7 +34,7 @@ def loss_of(out, # Logits [batch, classes], or Inception's (logits, auxiliary lo
     if isinstance(out, tuple): return loss_of(out[0], y) + .4*loss_of(out[1], y)
     return F.cross_entropy(out if out.dtype == torch.float64 else out.float(), y)
 
-# %% ../../nbs/lib/engine/weights.ipynb #0fd0c371
+# %% ../../nbs/lib/engine/weights.ipynb #f94c9d3e
 def lined_up(t:Tensor)->Tensor: # [n]
     "A parameter or buffer as a piece of a vector."
     if t.dim() == 4: t = t.permute(0, 2, 3, 1)
@@ -47,17 +47,19 @@ def laid_out(piece:Tensor, # [n]
     n, c, h, w = shape
     return piece.view(n, h, w, c).permute(0, 3, 1, 2)
 
-# %% ../../nbs/lib/engine/weights.ipynb #a85f717d
+# %% ../../nbs/lib/engine/weights.ipynb #6229fbbe
 def batchnorms(net:nn.Module)->list[nn.Module]:
     "The BatchNorm layers of a network."
     return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
+# %% ../../nbs/lib/engine/weights.ipynb #c65e7282
 def layers_first(net:nn.Module)->tuple: # [(name, parameter)], and how many of them are not BatchNorm's
     "Parameters, with those of BatchNorm last."
     last = {id(p) for m in batchnorms(net) for p in m.parameters(recurse=False)}
     named = sorted(net.named_parameters(), key=lambda item: id(item[1]) in last)
     return named, sum(id(p) not in last for _,p in named)
 
+# %% ../../nbs/lib/engine/weights.ipynb #fbb7083a
 def places(named:list # (name, parameter)
     )->dict: # {name: (start, end, shape)}
     "Where each parameter lies in the vector: one after the other."
@@ -100,7 +102,7 @@ class Weights:
         self.grad[:self.cut].copy_(self.half_grad)
         if flat[self.layers:]: torch.cat(flat[self.layers:], out=self.grad[self.cut:])
 
-# %% ../../nbs/lib/engine/weights.ipynb #422eead0
+# %% ../../nbs/lib/engine/weights.ipynb #107b7476
 def bits_of(mask:dict, # {name: bool, True = kept}
     weights:Weights, network:str # Its name, for the message
     )->Tensor: # -1 where a weight lives, 0 where it is pruned: int32 [n], int64 for float64
@@ -115,6 +117,7 @@ def bits_of(mask:dict, # {name: bool, True = kept}
     bits = torch.int64 if weights.vector.dtype == torch.float64 else torch.int32
     return -keep.to(bits).to(weights.vector.device)
 
+# %% ../../nbs/lib/engine/weights.ipynb #38a5ad5e
 def alive(x:Tensor, keep:Tensor|None)->Tensor:
     "What lives of `x`; +0 elsewhere."
     if keep is None: return x
@@ -130,6 +133,7 @@ def sgd(w:Tensor, g:Tensor, v:Tensor|None, # Weights, gradient, momentum [n]
     if v is not None: g = v.copy_(alive(torch.add(g, v, alpha=momentum), keep))
     w.copy_(alive(w - lr.to(w.dtype)*g, keep))
 
+# %% ../../nbs/lib/engine/weights.ipynb #6a8f7cbc
 def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages of it and of its square [n]
     keep:Tensor|None, lr:Tensor, count:Tensor, # Steps so far, float64 [1]
     betas:tuple, eps:float, decay:float):
@@ -142,7 +146,7 @@ def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages o
     v.copy_(alive(v*betas[1] + (1 - betas[1])*g*g, keep))
     w.copy_(alive(w - rate*m/(v.sqrt()/scale + eps), keep))
 
-# %% ../../nbs/lib/engine/weights.ipynb #99624477
+# %% ../../nbs/lib/engine/weights.ipynb #6c7b4ee4
 def averages(recipe:Recipe, weights:Weights,
     kept:dict=None # {average: {parameter: tensor}}, as states have them; None: from zero
     )->dict: # {average: vector [n]}
@@ -158,7 +162,7 @@ def averages(recipe:Recipe, weights:Weights,
         for parameter,value in kept[name].items(): weights.view(slot, parameter).copy_(value)
     return slots
 
-# %% ../../nbs/lib/engine/weights.ipynb #b00e507b
+# %% ../../nbs/lib/engine/weights.ipynb #cb1b05a2
 _compiled = {}
 
 def compiled(f):
@@ -166,6 +170,7 @@ def compiled(f):
     if f not in _compiled: _compiled[f] = _attempt(f, torch.compile(f, dynamic=False))
     return _compiled[f]
 
+# %% ../../nbs/lib/engine/weights.ipynb #1ba458b3
 def _attempt(f, fast):
     from torch._dynamo import config
     many = config.patch(recompile_limit=1<<16, accumulated_recompile_limit=1<<16)   # one for each length and setting

@@ -29,13 +29,14 @@ _all_ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_call'
 
 # %% ../../nbs/lib/experiment/index.ipynb #643037b3
 _nodes = nodes_in
-_MOVED = {'digest': ('lth_nb.experiment.node', 'key_of')}
-_MOVED |= {name: ('lth_nb.figures.old', name) for name in (
-    'Needs', 'Verdict', 'Figure', 'FIGURES', 'figure', 'mean_interval', 'decide', 'within', 'opposite', 'together',
-    'judged', 'verdicts')}
+_MOVED = {'digest': ('lth_nb.experiment.node', 'key_of'), 'judged': ('lth_nb.figures.old', 'judged')}
+_CLAIMS = ('Verdict', 'mean_interval', 'decide', 'within', 'opposite', 'together')
+_FIGURES = ('Needs', 'Figure', 'FIGURES', 'figure', 'verdicts')
+_MOVED |= {name: ('lth_nb.claims', name) for name in _CLAIMS}
+_MOVED |= {name: ('lth_nb.figures.kit', name) for name in _FIGURES}
 
 def __getattr__(name):
     from importlib import import_module
     if name not in _MOVED: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module,new = _MOVED[name]
+    module, new = _MOVED[name]
     return getattr(import_module(module), new)

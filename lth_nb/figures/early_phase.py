@@ -30,7 +30,7 @@ from ..experiment import Node, step
 from lth_nb.figures.kit import (
     Case, accuracies, by_scale, explorer as sliders, figure, judged_in_parts, ledger as ledger_of, planned, rows_of,
     sheet)
-from ..measures.curvature import product_cost, recorded, share, smoothed, spectrum
+from ..measures import product_cost, recorded, share, smoothed, spectrum
 from ..plotting import COLORS, INK, band, beside, categorical_steps, empty, grid, scale_note, style
 from ..pruning import prunable_weights, remaining
 from ..recipes import Recipe, steps

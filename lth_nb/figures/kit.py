@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIGURES', 'Case', 'by_scale', 'available', 'Needs', 'planned', 'accuracies', 'plus_minus', 'Claim', 'Figure',
            'figure', 'sheet', 'caption', 'rows_of', 'decided', 'judged', 'judged_in_parts', 'verdicts', 'ledger',
-           'explorer']
+           'explorer', 'each_its_own']
 
 # %% ../../nbs/lib/figures/kit.ipynb #552c075a
 from collections.abc import Callable
@@ -286,3 +286,15 @@ def explorer(draw:Callable, # (name=value, ...) -> a matplotlib figure
     for chooser in choosers.values(): chooser.observe(redraw, 'value')
     redraw()
     return widgets.VBox([widgets.HBox(list(choosers.values())), out])
+
+# %% ../../nbs/lib/figures/kit.ipynb #209fb106
+def each_its_own(make:Callable, # case -> its explorer
+    cases:list):
+    "The explorer of one case, and a list to choose another; without ipywidgets that of the first."
+    try: import ipywidgets as widgets
+    except ImportError: return make(cases[0])
+    chooser = widgets.Dropdown(options=[(case.title, case) for case in cases], description='network')
+    box = widgets.VBox([chooser, make(cases[0])])
+    def other(change): box.children = (chooser, make(change['new']))
+    chooser.observe(other, 'value')
+    return box

@@ -29,8 +29,7 @@ from ..experiment import Node, step
 from lth_nb.figures.kit import (
     Case, Needs, accuracies, by_scale, explorer as sliders, figure, judged, ledger as ledger_of, planned, plus_minus,
     rows_of, sheet)
-from ..measures.overlap import correlation, indicator, null, shared, z_score
-from ..measures.tickets import Rules, judge
+from ..measures import Rules, correlation, indicator, judge, null, shared, z_score
 from ..networks import small_dense
 from ..plotting import INK, band, beside, empty, style
 from ..pruning import prunable_weights
