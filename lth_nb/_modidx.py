@@ -36,7 +36,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'lth_nb.cli': { 'lth_nb.cli._add_publish_and_results': ('lib/cli.html#_add_publish_and_results', 'lth_nb/cli.py'),
                             'lth_nb.cli._add_run_and_status': ('lib/cli.html#_add_run_and_status', 'lth_nb/cli.py'),
                             'lth_nb.cli._do': ('lib/cli.html#_do', 'lth_nb/cli.py'),
-                            'lth_nb.cli._module_of': ('lib/cli.html#_module_of', 'lth_nb/cli.py'),
                             'lth_nb.cli._parser': ('lib/cli.html#_parser', 'lth_nb/cli.py'),
                             'lth_nb.cli.coverage': ('lib/cli.html#coverage', 'lth_nb/cli.py'),
                             'lth_nb.cli.covered': ('lib/cli.html#covered', 'lth_nb/cli.py'),
