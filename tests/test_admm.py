@@ -1,4 +1,4 @@
-"""ADMM pruning: convex problems with known answers, the pull in every way of running, counts, resuming, side by side."""
+"""ADMM pruning: convex problems with known answers, the pull in every way of running, counts, resuming, several."""
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -35,7 +35,8 @@ def solve(A, a, project, rho, rounds=400):
     b.vector.copy_(a); pull.stage(rho)
     trace = []
     for _ in range(rounds):
-        b.vector.copy_(torch.linalg.solve(A + rho*torch.eye(len(a), dtype=torch.float64), A @ a + rho*(pull.z - pull.u)))
+        pulled = A + rho*torch.eye(len(a), dtype=torch.float64)
+        b.vector.copy_(torch.linalg.solve(pulled, A @ a + rho*(pull.z - pull.u)))
         trace.append(pull.update())
     return pull,trace
 
@@ -58,10 +59,13 @@ def test_sparsity_itself():
     "With curvatures all alike the best k-sparse vector keeps the k largest; ADMM finds it exactly."
     a = torch.tensor([3., -.2, 1., .5, -2., .1], dtype=torch.float64)
     pull,_ = solve(torch.eye(6, dtype=torch.float64), a, lambda parts: magnitude_mask(parts, .5), 1.)
-    assert torch.equal(pull.z != 0, torch.tensor([1, 0, 1, 0, 1, 0]).bool()) and float((pull.z - a*(pull.z != 0)).abs().max()) < 1e-9
+    on = torch.tensor([1, 0, 1, 0, 1, 0]).bool()
+    assert torch.equal(pull.z != 0, on)
+    assert float((pull.z - a*on).abs().max()) < 1e-9
 
 def test_it_is_not_magnitude_pruning():
-    "With unlike curvatures the loss decides, not the size: of 1 and 1.2 the smaller stays where its loss is a hundred times as steep."
+    """With unlike curvatures the loss decides, not the size: of 1 and 1.2 the smaller stays where its loss is a hundred
+    times as steep."""
     A,a = torch.diag(torch.tensor([10., .1], dtype=torch.float64)),torch.tensor([1., 1.2], dtype=torch.float64)
     pull,_ = solve(A, a, lambda parts: magnitude_mask(parts, .5), .5)
     assert (pull.z != 0).tolist() == [True, False]
@@ -92,7 +96,8 @@ def test_it_is_the_textbook(driven, scope):
                 U = {n: U[n] + w[n].detach() - Z[n] for n in names}
                 rep.run(s + 1); got = pull.update()
         for n in names:
-            assert torch.allclose(pull.parts(pull.z)[n], Z[n], atol=1e-9) and torch.allclose(pull.parts(pull.u)[n], U[n], atol=1e-9)
+            assert torch.allclose(pull.parts(pull.z)[n], Z[n], atol=1e-9)
+            assert torch.allclose(pull.parts(pull.u)[n], U[n], atol=1e-9)
         gap = sum((w[n] - Z[n]).square().sum() for n in names)/sum(w[n].square().sum() for n in names)
         assert got['primal'] == pytest.approx(float(gap.detach())**.5, rel=1e-6)
     for n,p in net.named_parameters(): assert torch.allclose(rep.state()['weights'][n].double(), p.data, atol=1e-6), n
@@ -132,7 +137,8 @@ def test_it_converges_and_retrains(tmp_path):
     r = replace(R, steps=240)
     node = admm(DENSE, toy, r, 0, .7, rhos=(.1, 1.), every=10, exempt=(FIRST,))
     again = train(node['state'], toy, R, order=1, first=0, mask=node['mask'], optimizer='fresh').at('end')
-    mask,trace,state,after = compute([node['mask'], node['trace'], node['state'], again], store=Store(tmp_path), workers=1, quiet=True)
+    wanted = [node['mask'], node['trace'], node['state'], again]
+    mask, trace, state, after = compute(wanted, store=Store(tmp_path), workers=1, quiet=True)
     assert [t['step'] for t in trace] == list(range(10, 241, 10)) and {round(t['rho'], 6) for t in trace} == {.1, 1.}
     assert trace[-1]['primal'] < .1 < trace[0]['primal']
     expected = magnitude_mask(prunable_weights(state), .7, scope='layer', exempt=(FIRST,))
@@ -164,12 +170,15 @@ def test_side_by_side(tmp_path):
 @pytest.mark.filterwarnings('ignore:diverged')
 def test_divergence_is_told(tmp_path):
     node = admm(DENSE, toy, replace(R, lr=1e4), 0, .5, every=5)['mask']
-    with pytest.raises(Exception, match='ADMM diverged at step .* a lower learning rate than 10000'): compute(node, store=Store(tmp_path), workers=1, quiet=True)
+    with pytest.raises(Exception, match='ADMM diverged at step .* a lower learning rate than 10000'):
+        compute(node, store=Store(tmp_path), workers=1, quiet=True)
 
-@pytest.mark.parametrize('bad,told', [(dict(rhos=()), r'rhos=\(\)'), (dict(rhos=(.1, -1.)), r'rhos=\(0.1, -1.0\).*above 0'), (dict(rhos=.1), 'rhos=0.1'),
+@pytest.mark.parametrize('bad,told', [(dict(rhos=()), r'rhos=\(\)'),
+    (dict(rhos=(.1, -1.)), r'rhos=\(0.1, -1.0\).*above 0'), (dict(rhos=.1), 'rhos=0.1'),
     (dict(sparsity=1.), 'fraction=1.0'), (dict(exempt=('fc',)), "exempt=.'fc'"), (dict(scope='all'), "scope='all'")])
 def test_bad_arguments_are_told_before_training(tmp_path, bad, told, monkeypatch):
     def train_(*_): raise AssertionError('it trains')
     compute(DENSE, store=Store(tmp_path), workers=1, quiet=True)
     monkeypatch.setattr(Replica, 'pump', train_)
-    with pytest.raises(Exception, match=told): compute(admm(DENSE, toy, R, 0, **{**dict(sparsity=.5, every=5, rhos=(.1, 1.)), **bad})['mask'], store=Store(tmp_path), workers=1, quiet=True)
+    node = admm(DENSE, toy, R, 0, **{**dict(sparsity=.5, every=5, rhos=(.1, 1.)), **bad})
+    with pytest.raises(Exception, match=told): compute(node['mask'], store=Store(tmp_path), workers=1, quiet=True)

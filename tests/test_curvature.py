@@ -39,7 +39,8 @@ def test_no_ghosts():
 
 @pytest.mark.parametrize('n', (5, 40))
 def test_known_traces(n):
-    "All moments up to 2m - 1 of the start vector's spectral measure are exact: the mean over probes estimates the trace of A and of its square."
+    """All moments up to 2m - 1 of the start vector's spectral measure are exact: the mean over probes estimates the
+    trace of A and of its square."""
     g = torch.Generator().manual_seed(n)
     Q = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64)).Q
     lam = torch.linspace(-2, 6, n, dtype=torch.float64)
@@ -48,8 +49,12 @@ def test_known_traces(n):
         v = torch.randn(n, generator=g, dtype=torch.float64)
         x,w,_ = ritz(*lanczos(lambda u: A @ u, v, 4))
         u = v/v.norm()
-        for power in range(4): assert float((w*x**power).sum()) == pytest.approx(float(u @ torch.linalg.matrix_power(A, power) @ u), abs=1e-9)
-    est = [n*float((w*x).sum()) for x,w,_ in (ritz(*lanczos(lambda u: A @ u, torch.randn(n, generator=g, dtype=torch.float64), 4)) for _ in range(400))]
+        for power in range(4):
+            moment = float(u @ torch.linalg.matrix_power(A, power) @ u)
+            assert float((w*x**power).sum()) == pytest.approx(moment, abs=1e-9)
+    starts = [torch.randn(n, generator=g, dtype=torch.float64) for _ in range(400)]
+    probes = [ritz(*lanczos(lambda u: A @ u, start, 4)) for start in starts]
+    est = [n*float((w*x).sum()) for x,w,_ in probes]
     assert np.mean(est) == pytest.approx(float(lam.sum()), abs=4*np.std(est)/20)
 
 
@@ -59,7 +64,9 @@ def test_many_vectors_at_once(exact, batchnorm, batch):
     "The second gradient of all vectors together, as a GPU takes it, is that of each."
     state,_,_ = exact
     for keep in (False, True):
-        one,all_ = (Hessian(state, DATA, batch=batch, batchnorm=batchnorm, dtype=torch.float64, keep=keep, side=side) for side in (False, True))
+        kw = dict(batch=batch, batchnorm=batchnorm, dtype=torch.float64, keep=keep)
+        one = Hessian(state, DATA, side=False, **kw)
+        all_ = Hessian(state, DATA, side=True, **kw)
         V = torch.stack([one.start(i) for i in range(3)])
         want = torch.stack([one @ v for v in V])
         for H in (one, all_): assert torch.allclose(H @ V, want, atol=1e-12, rtol=1e-9)
@@ -77,12 +84,14 @@ def test_many_vectors_at_once_of_the_papers_networks(network):
 
 
 def test_starts_side_by_side():
-    "Each row is the run from its vector alone, whenever its space is exhausted: of rows that end after 1, 3 and 12 steps."
+    "Each row is the run from its vector alone, whenever its space is exhausted: rows that end after 1, 3 and 12 steps."
     n = 12
     A = torch.diag(torch.arange(1., n + 1).double())
     g = torch.Generator().manual_seed(0)
     V = torch.zeros(3, n, dtype=torch.float64)
-    V[0, 4],V[1, [0, 5, 9]],V[2] = 2, torch.tensor([1., 2, 3]).double(), torch.randn(n, generator=g, dtype=torch.float64)
+    V[0, 4] = 2
+    V[1, [0, 5, 9]] = torch.tensor([1., 2, 3]).double()
+    V[2] = torch.randn(n, generator=g, dtype=torch.float64)
     both = lanczos(lambda u: u @ A, V, 20)
     rows = [ritz(*r) for r in zip(*both)]
     assert [len(r[0]) for r in rows] == [1, 3, 12]
@@ -94,7 +103,7 @@ def test_starts_side_by_side():
 
 
 def test_nothing_is_read_between_steps():
-    "A value read from the device stops a GPU; here it would be `aten._local_scalar_dense`. One look at the start and none a step."
+    "A value read from the device stops a GPU; here that is `aten._local_scalar_dense`. One look at the start, none a step."
     from torch.utils._python_dispatch import TorchDispatchMode
     class Reads(TorchDispatchMode):
         n = 0
@@ -124,7 +133,8 @@ def test_density_side_by_side(exact, monkeypatch):
         if limit: monkeypatch.setattr(curvature, 'lanczos', tight)
         got = spectrum.fn(state, DATA, probes=5, steps=12)
         assert got['products'] == want['products'] == 60 and got['highest'] == pytest.approx(want['highest'], rel=1e-4)
-        assert got['trace'] == pytest.approx(want['trace'], rel=1e-3, abs=1e-3) and got['lowest'] == pytest.approx(want['lowest'], rel=1e-4)
+        assert got['trace'] == pytest.approx(want['trace'], rel=1e-3, abs=1e-3)
+        assert got['lowest'] == pytest.approx(want['lowest'], rel=1e-4)
     assert at_once == [2, 1, 2]
     monkeypatch.setattr(curvature, 'lanczos', lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError('none at all')))
     with pytest.raises(torch.OutOfMemoryError): spectrum.fn(state, DATA, probes=5, steps=12)
@@ -135,7 +145,8 @@ def test_density_of_a_network_against_its_exact_spectrum(exact):
     want = torch.linalg.eigvalsh(full)
     got = spectrum.fn(state, DATA, probes=20, steps=50)
     assert got['batchnorm'] == 'batch' and got['n'] == len(want) and got['examples'] == 128
-    assert got['lowest'] == pytest.approx(float(want[0]), rel=1e-3) and got['highest'] == pytest.approx(float(want[-1]), rel=1e-3)
+    assert got['lowest'] == pytest.approx(float(want[0]), rel=1e-3)
+    assert got['highest'] == pytest.approx(float(want[-1]), rel=1e-3)
     assert abs(got['trace'] - float(full.trace())) < 4*got['trace_error']
     t = .1*float(want[-1])
     assert share(got, high=-t) == pytest.approx(float((want <= -t).double().mean()), abs=.05)
@@ -150,11 +161,13 @@ def test_masked_hessian_is_the_submatrix(exact):
     g = torch.Generator().manual_seed(0)
     mask = {'0.weight': torch.rand(state['weights']['0.weight'].shape, generator=g) > .5}
     M = Hessian(state, DATA, mask=mask, dtype=torch.float64)
-    alive = torch.cat([mask[n].reshape(-1) if n in mask else torch.ones(p.numel(), dtype=torch.bool) for n,p in H.params.items()])
+    whole = {n: mask.get(n, torch.ones(p.shape, dtype=torch.bool)) for n,p in H.params.items()}
+    alive = torch.cat([m.reshape(-1) for m in whole.values()])
     assert M.n == int(alive.sum()) < H.n
     values,_,_ = ritz(*lanczos(lambda v: M @ v, M.start(0), 50))
     want = torch.linalg.eigvalsh(full[alive][:, alive])
-    assert float(values[-1]) == pytest.approx(float(want[-1]), rel=1e-6) and float(values[0]) == pytest.approx(float(want[0]), rel=1e-6)
+    assert float(values[-1]) == pytest.approx(float(want[-1]), rel=1e-6)
+    assert float(values[0]) == pytest.approx(float(want[0]), rel=1e-6)
 
 
 def test_batchnorm_mode_is_stated(exact):
@@ -187,9 +200,12 @@ def _images(state, g):
 
 
 def test_products_are_differences_of_gradients(exact):
-    "In float64, BatchNorm on batch statistics included, where torch.func.hessian (which vmaps) is not even symmetric in torch 2.15."
+    """In float64, BatchNorm on batch statistics included, where torch.func.hessian (which vmaps) is not even symmetric
+    in torch 2.15."""
     _,H,full = exact
-    def loss_at(flat): return H.loss({k: q.view_as(p) for (k,p),q in zip(H.params.items(), flat.split(H.sizes))}, *H.batches[0])
+    def loss_at(flat):
+        parts = zip(H.params.items(), flat.split(H.sizes))
+        return H.loss({k: q.view_as(p) for (k,p),q in parts}, *H.batches[0])
     slope = torch.func.grad(loss_at)
     w,v = torch.cat([p.detach().reshape(-1) for p in H.params.values()]),H.start(0)
     assert torch.allclose((slope(w + 1e-6*v) - slope(w - 1e-6*v))/2e-6, full @ v, atol=1e-7)
@@ -202,7 +218,8 @@ def test_agrees_with_curvlinops(network, batchnorm):
     curvlinops = pytest.importorskip('curvlinops')
     H = Hessian(init.fn(network, seed=1), DATA, batchnorm=batchnorm, dtype=torch.float64)
     net = module_of(init.fn(network, seed=1), dtype=torch.float64).eval()
-    op = curvlinops.HessianLinearOperator(net, torch.nn.CrossEntropyLoss(), list(net.parameters()), H.batches, check_deterministic=False)
+    op = curvlinops.HessianLinearOperator(net, torch.nn.CrossEntropyLoss(), list(net.parameters()), H.batches,
+                                          check_deterministic=False)
     v = H.start(5)
     assert torch.allclose(torch.as_tensor(op @ v), H @ v, atol=1e-9, rtol=1e-7)
     full = torch.as_tensor(op @ torch.eye(H.n, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The plane of a path and the loss on it: equal to one evaluation at a time, and to a plain computation of its shape."""
+"""The plane of a path and the loss on it: equal to one evaluation at a time; its shape, to a plain computation."""
 import itertools
 
 import numpy as np, pytest, torch
@@ -56,7 +56,8 @@ def test_pruned_weights_stay_zero_on_the_map():
 
 def test_the_end_is_where_it_was(store):
     states = short()
-    m,e = compute([landscape(states, DATA, points=3), evaluate(states[-1], DATA, splits=('train',))], store=store, workers=1, quiet=True)
+    wanted = [landscape(states, DATA, points=3), evaluate(states[-1], DATA, splits=('train',))]
+    m, e = compute(wanted, store=store, workers=1, quiet=True)
     p = Probe(NET, DATA.load())
     v = p.vector(compute(states[-1], store=store, quiet=True))
     assert float(map_loss(p, v, torch.zeros(2, len(v)), [0.], [0.]))/128 == pytest.approx(e['train']['loss'], rel=1e-5)

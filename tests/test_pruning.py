@@ -1,9 +1,10 @@
 """Masks: exact counts, ties, controls, and rounds of pruning with rewinding."""
 import pytest, torch
 from lth_nb.data import mnist1d
-from lth_nb.experiment import Store, compute
+from lth_nb.experiment import Store, compute, step
 from lth_nb.networks import lenet_300_100, mnist1d_conv, mnist1d_mlp, prunable, resnet20, vgg16
-from lth_nb.pruning import densities, dense_mask, density, imp, kept, lowest, magnitude_mask, prunable_weights, prune, random_mask, remaining, shuffle_mask
+from lth_nb.pruning import (densities, dense_mask, density, imp, kept, lowest, magnitude_mask, mask_of,
+                            prunable_weights, prune, random_mask, remaining, shuffle_mask)
 from lth_nb.training import Recipe, init, train
 
 
@@ -18,7 +19,10 @@ def random_weights(*sizes, seed=0):
 
 def by_hand(weights, fraction, mask, names):
     "One round over the given layers as a plain Python sort: by magnitude, then layer, then place."
-    at = [(abs(w), i, j, k) for i,k in enumerate(names) for j,w in enumerate(weights[k].flatten().tolist()) if mask[k].flatten()[j]]
+    at = []
+    for i,k in enumerate(names):
+        alive = mask[k].flatten()
+        at += [(abs(w), i, j, k) for j,w in enumerate(weights[k].flatten().tolist()) if alive[j]]
     out = {k: m.clone() for k,m in mask.items()}
     for _,_,j,k in sorted(at)[:round(fraction*len(at))]: out[k].view(-1)[j] = False
     return out
@@ -48,9 +52,11 @@ def test_ties_go_by_place():
     "Equal magnitudes, signs aside: the first layer's first weights go first, and exactly as many as asked for."
     w = {'b': torch.tensor([[1., -1., 1.], [-1., 1., 2.]]), 'a': torch.tensor([1., -1., .5, 1.])}
     m = magnitude_mask(w, .5)
-    assert m['a'].tolist() == [True, True, False, True] and m['b'].tolist() == [[False, False, False], [False, True, True]]
+    assert m['a'].tolist() == [True, True, False, True]
+    assert m['b'].tolist() == [[False, False, False], [False, True, True]]
     m = magnitude_mask(w, .5, m)   # of the 5 left round(2.5) = 2
-    assert m['b'].tolist() == [[False, False, False], [False, False, True]] and m['a'].tolist() == [False, True, False, True]
+    assert m['b'].tolist() == [[False, False, False], [False, False, True]]
+    assert m['a'].tolist() == [False, True, False, True]
     same = {'w': torch.full((33, 37), -.25)}
     mask = None
     left = 33*37
@@ -68,7 +74,8 @@ def test_zeros_that_were_pruned_do_not_count():
     assert m['w'].tolist() == [False, False, True, False, False, True]
 
 
-def test_halves_go_to_the_even_neighbour(): assert [len(lowest(torch.rand(n), .5)) for n in (1, 3, 5, 7, 9)] == [0, 2, 2, 4, 4]
+def test_halves_go_to_the_even_neighbour():
+    assert [len(lowest(torch.rand(n), .5)) for n in (1, 3, 5, 7, 9)] == [0, 2, 2, 4, 4]
 
 
 @pytest.mark.parametrize('fraction', (1, 1.5, -.1, float('nan')))
@@ -76,12 +83,15 @@ def test_bad_fractions(fraction):
     with pytest.raises(ValueError, match=f'fraction={fraction}'): magnitude_mask(random_weights((3,)), fraction)
 
 def test_nan_weights_are_not_ranked():
-    with pytest.raises(ValueError, match='1 of 3 weights are NaN'): magnitude_mask({'w': torch.tensor([1., float('nan'), 2.])}, .2)
+    w = {'w': torch.tensor([1., float('nan'), 2.])}
+    with pytest.raises(ValueError, match='1 of 3 weights are NaN'): magnitude_mask(w, .2)
 
 def test_masks_that_do_not_fit():
     w = random_weights((3, 4), (5,))
-    with pytest.raises(ValueError, match=r'mask of l1.weight has shape \(6,\).*\(5,\)'): magnitude_mask(w, .2, {**dense_mask(w), 'l1.weight': torch.ones(6).bool()})
-    with pytest.raises(ValueError, match='different layers.*l1.weight'): magnitude_mask(w, .2, {'l0.weight': dense_mask(w)['l0.weight']})
+    longer = {**dense_mask(w), 'l1.weight': torch.ones(6).bool()}
+    fewer = {'l0.weight': dense_mask(w)['l0.weight']}
+    with pytest.raises(ValueError, match=r'mask of l1.weight has shape \(6,\).*\(5,\)'): magnitude_mask(w, .2, longer)
+    with pytest.raises(ValueError, match='different layers.*l1.weight'): magnitude_mask(w, .2, fewer)
     with pytest.raises(ValueError, match="exempt=.'fc'.*l0.weight"): magnitude_mask(w, .2, exempt=('fc',))
     with pytest.raises(ValueError, match="scope='all'.*global"): magnitude_mask(w, .2, scope='all')
     with pytest.raises(ValueError, match="scope='all'.*global"): random_mask(dense_mask(w), 0, scope='all')
@@ -144,7 +154,9 @@ def test_random_masks_keep_counts():
         r = random_mask(m, seed)
         assert counts(r) == counts(m) and all(r[k].shape == m[k].shape and r[k].dtype == torch.bool for k in m)
         assert all(torch.equal(r[k], random_mask(m, seed)[k]) for k in m)
-        assert any(not torch.equal(r[k], m[k]) for k in m) and any(not torch.equal(r[k], random_mask(m, seed + 1)[k]) for k in m)
+        another = random_mask(m, seed + 1)
+        assert any(not torch.equal(r[k], m[k]) for k in m)
+        assert any(not torch.equal(r[k], another[k]) for k in m)
         g = random_mask(m, seed, 'global')
         assert kept(g) == kept(m) and counts(g) != counts(m)
         for scope in ('layer', 'global'):
@@ -160,7 +172,8 @@ def test_random_masks_are_uniform():
 
 
 def test_imp_rounds(tmp_path):
-    "Four rounds on a network that is really trained: exact counts, nested masks, and each round prunes the smallest of its own trained weights."
+    """Four rounds on a network that is really trained: exact counts, nested masks, and each round prunes the smallest
+    of its own trained weights."""
     data,r,k = mnist1d(train=128, test=64),Recipe(12, batch=32, lr=.1),3
     w0 = init(mnist1d_conv, seed=0)
     wk = train(w0, data, r, order=0).at(k)
@@ -178,8 +191,10 @@ def test_imp_rounds(tmp_path):
         assert all(torch.equal(m[n], expected[n]) for n in m)
         if before: assert all(not bool((s['weights'][n][~before[n]] != 0).any()) for n in m)
         before = m
-    rewound = compute(train(wk, data, r, order=9, mask=imp(retrain, 4)[-1]).at(k), store=Store(tmp_path), workers=1, quiet=True)
-    assert all(torch.equal(rewound['weights'][n], start['weights'][n]*masks[-1].get(n, 1)) for n in start['weights']), 'survivors go back to step k'
+    last = train(wk, data, r, order=9, mask=imp(retrain, 4)[-1])
+    rewound = compute(last.at(k), store=Store(tmp_path), workers=1, quiet=True)
+    for n,w in start['weights'].items():
+        assert torch.equal(rewound['weights'][n], w*masks[-1].get(n, 1)), 'survivors go back to step k'
 
 
 def test_steps_are_the_functions(tmp_path):
@@ -188,17 +203,40 @@ def test_steps_are_the_functions(tmp_path):
     node = prune(init(mnist1d_mlp, seed=0), fraction=.4, scope='layer', exempt=(last,))
     a,b = compute([node, shuffle_mask(node, seed=3, exempt=(last,))], store=Store(tmp_path), workers=1, quiet=True)
     expected = magnitude_mask(prunable_weights(state), .4, scope='layer', exempt=(last,))
-    assert all(torch.equal(a[k], expected[k]) for k in expected) and all(torch.equal(b[k], random_mask(expected, 3, exempt=(last,))[k]) for k in b)
+    shuffled = random_mask(expected, 3, exempt=(last,))
+    assert all(torch.equal(a[k], expected[k]) for k in expected)
+    assert all(torch.equal(b[k], shuffled[k]) for k in b)
 
 
-def test_one_shot_is_one_round(): assert len(imp(lambda m, n: init(mnist1d_mlp, seed=0), 1, fraction=.7)) == 1 and imp(None, 0) == []
+def test_one_shot_is_one_round():
+    assert len(imp(lambda m, n: init(mnist1d_mlp, seed=0), 1, fraction=.7)) == 1
+    assert imp(None, 0) == []
+
+
+def test_the_lowest_scores_go_whatever_they_mean():
+    "Scores may be negative; of magnitudes it is the magnitude mask."
+    assert mask_of({'w': torch.tensor([1., -3., 2., -.5])}, .5)['w'].tolist() == [True, False, True, False]
+    w = random_weights((7, 3), (5,))
+    by_size = mask_of({k: v.abs() for k,v in w.items()}, .3)
+    assert all(torch.equal(by_size[k], m) for k,m in magnitude_mask(w, .3).items())
+
+
+def test_imp_takes_another_criterion():
+    "Its default is `prune`: the same address, said or not. Another step has addresses of its own."
+    @step
+    def largest(state, mask=None, fraction=.2, scope='global', exempt=()): pass
+    def retrain(mask, n): return init(mnist1d_mlp, seed=n)
+    usual = [node.key for node in imp(retrain, 2)]
+    assert [node.key for node in imp(retrain, 2, prune=prune)] == usual
+    assert {node.key for node in imp(retrain, 2, prune=largest)}.isdisjoint(usual)
 
 
 def test_imp_and_random_masks_refuse_what_makes_no_sense():
     for rounds, fraction in ((-2, .2), (1.5, .2), (True, .2)):
         with pytest.raises(ValueError, match=f'rounds={rounds}'): imp(lambda m, n: None, rounds, fraction)
     with pytest.raises(ValueError, match='fraction=1.5'): imp(lambda m, n: None, 2, 1.5)
-    with pytest.raises(ValueError, match="'zzz'.*layers of this mask"): random_mask({'a': torch.ones(3, dtype=torch.bool)}, 0, exempt=('zzz',))
+    mask = {'a': torch.ones(3, dtype=torch.bool)}
+    with pytest.raises(ValueError, match="'zzz'.*layers of this mask"): random_mask(mask, 0, exempt=('zzz',))
 
 
 def test_pairwise_refuses_what_does_not_fit():

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np, pytest, torch
 from lth_nb import data as D, networks as nets
-from lth_nb.experiment import (FIGURES, Needs, Store, StoreError, Stores, Verdict, close_pools, compute, decide, default_store, expression,
-                               figure, key_of, mean_interval, missing, run_call, step, table)
+from lth_nb.claims import Verdict, decide, mean_interval
+from lth_nb.experiment import (Store, StoreError, Stores, close_pools, compute, default_store, expression, key_of, missing,
+                               run_call, step, table)
+from lth_nb.figures.kit import FIGURES, Needs, figure
 from lth_nb.training import Recipe, init, train
 
 

@@ -10,8 +10,13 @@ LRS = (.01, .03, .1)
 def runs(dense, LT, RR, small, lrs=LRS, seeds=3, noise=.05, sparsity=.914, **more):
     "A table with the same noise in every kind, so that differences are exact."
     kinds = {'dense': dense, 'LT': LT, 'RR': RR, 'small': small, **more}
-    return [dict(run=k.replace('_', '-'), lr=lr, seed=s, accuracy=a + noise*s, sparsity=None if k == 'dense' else sparsity)
-            for k,accs in kinds.items() for lr,a in zip(lrs, accs) for s in range(seeds)]
+    rows = []
+    for k,accuracies in kinds.items():
+        s = None if k == 'dense' else sparsity
+        for lr,a in zip(lrs, accuracies):
+            rows += [dict(run=k.replace('_', '-'), lr=lr, seed=i, accuracy=a + noise*i, sparsity=s)
+                     for i in range(seeds)]
+    return rows
 
 
 JACKPOT = dict(dense=(88, 90, 92), LT=(88, 91, 91.8), RR=(80, 84, 86), small=(75, 80, 84))
@@ -27,11 +32,13 @@ def test_prizes(table, word): assert str(judge(runs(**table))) == word
 
 def test_each_condition_has_its_bound():
     "A margin is measured from its bound; at the bound similar still holds, a clear gap too."
-    p = judge(runs(dense=(90, 90, 90), LT=(89.5, 80, 80), RR=(89, 80, 80), small=(89, 80, 80)), data='cifar10', epochs=160)
+    at_the_bound = runs(dense=(90, 90, 90), LT=(89.5, 80, 80), RR=(89, 80, 80), small=(89, 80, 80))
+    below = runs(dense=(90, 90, 90), LT=(89.4, 80, 80), RR=(88, 80, 80), small=(88, 80, 80))
+    p = judge(at_the_bound, data='cifar10', epochs=160)
     assert [c.holds for c in p.conditions] == [True]*5
     assert all(abs(c.margin) < 1e-9 for c in p.conditions[1:])
-    assert judge(runs(dense=(90, 90, 90), LT=(89.4, 80, 80), RR=(88, 80, 80), small=(88, 80, 80)), data='cifar10').conditions[3].holds is False
-    assert judge(runs(dense=(90, 90, 90), LT=(89.4, 80, 80), RR=(88, 80, 80), small=(88, 80, 80)), data='cifar100').conditions[3].holds is True
+    assert judge(below, data='cifar10').conditions[3].holds is False
+    assert judge(below, data='cifar100').conditions[3].holds is True
 
 
 def test_the_rates_that_decide_are_told():
@@ -92,7 +99,8 @@ def test_doors():
 
 
 def test_the_better_searcher():
-    t = runs(dense=(88, 90, 92), LT_IMP=(80, 80, 80), RR_IMP=(70, 70, 70), LT_OMP=(88, 91, 91.8), RR_OMP=(80, 84, 86), small=(75, 80, 84), LT=(), RR=())
+    t = runs(dense=(88, 90, 92), LT_IMP=(80, 80, 80), RR_IMP=(70, 70, 70), LT_OMP=(88, 91, 91.8), RR_OMP=(80, 84, 86),
+             small=(75, 80, 84), LT=(), RR=())
     assert (str(judge(t)), judge(t).method) == ('Jackpot', 'OMP')
     assert str(judge(t, method='IMP')) == 'no ticket'
     with pytest.raises(ValueError, match='LT-IMP, LT-OMP'): judge(t, method='magic')
@@ -104,16 +112,24 @@ def test_weight_rewinding_stands_in_for_the_ticket():
 
 
 @pytest.mark.parametrize('bad,said', [
-    ([dict(run='LT', lr=-1, accuracy=90)], 'learning rate above 0'), ([dict(run='LT', lr='fast', accuracy=90)], "'fast' is not a number"),
-    ([dict(run='LT', lr=.1, accuracy=190)], '0 to 100'), ([dict(run='LT', lr=.1, accuracy=.9)], 'per cent'), ([dict(run='ticket', lr=.1, accuracy=90)], 'use dense'),
-    ([dict(run='LT', lr=.1)], "no column 'accuracy'"), ([], 'empty'), ([dict(run='LT', lr=.1, accuracy=90, sparsity=1.2)], 'between 0 and 1'),
-    ([dict(run='LT', lr=.1, accuracy=90, sparsity=0)], 'between 0 and 1'), ([dict(run='LT', lr=.1, accuracy=math.inf)], 'finite')])
+    ([dict(run='LT', lr=-1, accuracy=90)], 'learning rate above 0'),
+    ([dict(run='LT', lr='fast', accuracy=90)], "'fast' is not a number"),
+    ([dict(run='LT', lr=.1, accuracy=190)], '0 to 100'),
+    ([dict(run='LT', lr=.1, accuracy=.9)], 'per cent'),
+    ([dict(run='ticket', lr=.1, accuracy=90)], 'use dense'),
+    ([dict(run='LT', lr=.1)], "no column 'accuracy'"),
+    ([], 'empty'),
+    ([dict(run='LT', lr=.1, accuracy=90, sparsity=1.2)], 'between 0 and 1'),
+    ([dict(run='LT', lr=.1, accuracy=90, sparsity=0)], 'between 0 and 1'),
+    ([dict(run='LT', lr=.1, accuracy=math.inf)], 'finite')])
 def test_bad_tables(bad, said):
     with pytest.raises(ValueError, match=said): read_runs(bad)
 
 
-@pytest.mark.parametrize('kw,said', [(dict(sparsity=1.), 'between 0 and 1'), (dict(sparsity=0.), 'between 0 and 1'), (dict(sparsity=91.4), 'between 0 and 1'),
-    (dict(sparsity=.5), 'no LT runs at sparsity 0.5'), (dict(data='svhn'), 'no thresholds'), (dict(at=.7), 'the rates are'), (dict(ticket='XX'), "'LT' or 'WR'")])
+@pytest.mark.parametrize('kw,said', [
+    (dict(sparsity=1.), 'between 0 and 1'), (dict(sparsity=0.), 'between 0 and 1'),
+    (dict(sparsity=91.4), 'between 0 and 1'), (dict(sparsity=.5), 'no LT runs at sparsity 0.5'),
+    (dict(data='svhn'), 'no thresholds'), (dict(at=.7), 'the rates are'), (dict(ticket='XX'), "'LT' or 'WR'")])
 def test_bad_questions(kw, said):
     with pytest.raises(ValueError, match=said): judge(runs(**JACKPOT), **kw)
 
@@ -126,17 +142,20 @@ def test_a_frame_and_a_csv_and_nans(tmp_path):
     f.loc[(f.run == 'RR') & (f.lr == .01), 'accuracy'] = np.nan
     assert judge(f).conditions[2].holds is None
     assert '<table' in judge(t)._repr_html_()
-    with pytest.raises(ValueError, match='several networks'): judge([{**r, 'network': str(i % 2)} for i,r in enumerate(t)])
+    two = [{**r, 'network': str(i % 2)} for i,r in enumerate(t)]
+    with pytest.raises(ValueError, match='several networks'): judge(two)
 
 
 def test_tables_of_others(tmp_path):
-    "What other people's tables have: a byte order mark, 0.0 for seed 0, rates that differ in the tenth digit, the dense network beside each sparsity, more seeds of one kind."
+    """What other people's tables have: a byte order mark, 0.0 for seed 0, rates that differ in the tenth digit, the
+    dense network beside each sparsity, more seeds of one kind."""
     t = runs(**SECONDARY)
     pd.DataFrame(t).to_csv(tmp_path/'excel.csv', index=False, encoding='utf-8-sig')
     loose = [{**r, 'seed': float(r['seed']), 'lr': r['lr']*(1 + 1e-9)} if r['run'] == 'RR' else r for r in t]
     twice = [{**r, 'sparsity': s} for s in (.8, .914) for r in t]
     more = t + [dict(run='dense', lr=lr, seed=9, accuracy=92 if lr == .1 else 88, sparsity=None) for lr in LRS]
-    for table,kw in ((str(tmp_path/'excel.csv'), {}), (loose, {}), (twice, dict(sparsity=.8)), (more, {}), (pd.DataFrame(t), dict(sparsity=np.float32(.914)))):
+    for table,kw in ((str(tmp_path/'excel.csv'), {}), (loose, {}), (twice, dict(sparsity=.8)), (more, {}),
+                     (pd.DataFrame(t), dict(sparsity=np.float32(.914)))):
         assert str(judge(table, **kw)) == 'secondary prize'
     class Polars:
         def to_dicts(self): return t
@@ -149,24 +168,30 @@ def test_runs_without_pairs():
     p = judge(t)
     assert [c.holds for c in p.conditions] == [True, True, True, None, None] and 'share 0 seeds' in p.conditions[3].why
     assert str(judge(t, rules=Rules(paired=False))) == 'secondary prize'
-    noisy = [{**r, 'accuracy': r['accuracy'] + 4*(r['seed'] % 10 == 1)} for r in t]   # the same noise in both: pairs would cancel it
-    assert judge([{**r, 'seed': r['seed'] % 10} for r in noisy]).secondary is True and judge(noisy, rules=Rules(paired=False)).secondary is None
+    # the same noise in both: pairs would cancel it
+    noisy = [{**r, 'accuracy': r['accuracy'] + 4*(r['seed'] % 10 == 1)} for r in t]
+    assert judge([{**r, 'seed': r['seed'] % 10} for r in noisy]).secondary is True
+    assert judge(noisy, rules=Rules(paired=False)).secondary is None
     one = [r for r in t if r['run'] == 'dense' or r['seed'] == 10]
     assert judge(one, rules=Rules(paired=False)).conditions[3].holds is None
 
 
 def test_many_rates_are_many_chances():
     "A gap that is just clear at one rate of three is not when the level is shared among them."
-    t = [{**r, 'accuracy': r['accuracy'] + (.25*(r['seed'] - 1) if r['run'] == 'LT' else 0)} for r in runs(dense=(90, 90, 90), LT=(85, 91.2, 85), RR=(90, 90, 90), small=(80, 80, 80))]
+    t = runs(dense=(90, 90, 90), LT=(85, 91.2, 85), RR=(90, 90, 90), small=(80, 80, 80))
+    t = [{**r, 'accuracy': r['accuracy'] + (.25*(r['seed'] - 1) if r['run'] == 'LT' else 0)} for r in t]
     assert judge(t).conditions[2].holds is True and judge(t, rules=Rules(corrected=True)).conditions[2].holds is None
     assert judge(t, rules=Rules(corrected=True), at=.03).conditions[2].holds is None
 
 
 @pytest.mark.parametrize('call,said', [
-    (lambda: judge(5), 'a list of dicts'), (lambda: judge({'run': ['LT']}), 'a list of dicts'), (lambda: judge([1, 2]), 'a list of dicts'),
+    (lambda: judge(5), 'a list of dicts'), (lambda: judge({'run': ['LT']}), 'a list of dicts'),
+    (lambda: judge([1, 2]), 'a list of dicts'),
     (lambda: judge([{k: v for k,v in r.items() if k != 'seed'} for r in runs(**JACKPOT)]), 'a column `seed`'),
-    (lambda: judge(runs(**JACKPOT), rules='cifar10'), "data='cifar10'"), (lambda: judge(runs(**JACKPOT), epochs=-1), 'epochs=-1'),
-    (lambda: Rules(similar='wide'), "similar='wide'"), (lambda: Rules(decent=-1), 'decent=-1'), (lambda: Rules(epochs=-1), 'epochs=-1'), (lambda: Rules(level=95), 'level=95')])
+    (lambda: judge(runs(**JACKPOT), rules='cifar10'), "data='cifar10'"),
+    (lambda: judge(runs(**JACKPOT), epochs=-1), 'epochs=-1'),
+    (lambda: Rules(similar='wide'), "similar='wide'"), (lambda: Rules(decent=-1), 'decent=-1'),
+    (lambda: Rules(epochs=-1), 'epochs=-1'), (lambda: Rules(level=95), 'level=95')])
 def test_bad_input_names_what_is_wrong(call, said):
     with pytest.raises(ValueError, match=said): call()
 

@@ -17,8 +17,11 @@ from ..running import device, running_on
 # %% ../../nbs/lib/experiment/call.ipynb #4957f557
 def processor()->str: # 'AMD EPYC, AVX512'
     "The CPU and the instructions that PyTorch uses of it: where both are the same, so are the bits."
-    try: name = next(line.split(':')[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name'))
-    except (OSError, StopIteration): name = platform.processor() or platform.machine()
+    try:
+        with open('/proc/cpuinfo') as lines: named = [line for line in lines if line.startswith('model name')]
+    except OSError: named = []
+    name = platform.processor() or platform.machine()
+    if named: name = named[0].split(':')[1].strip()
     return f'{name}, {get_cpu_capability()}'
 
 # %% ../../nbs/lib/experiment/call.ipynb #b941f713

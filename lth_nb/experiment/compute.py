@@ -80,13 +80,13 @@ class Schedule:
         self.deaths = 0 # Of workers, each counted for every call that it took along
     def give_up(self):
         "Let go of what waits for a call that failed, and of what waits for that."
-        while hopeless := [call for call,task in self.waiting.items() if task.after & self.failed.keys()]:
+        while hopeless := [call for call, task in self.waiting.items() if task.after & self.failed.keys()]:
             for call in hopeless:
                 del self.waiting[call]
                 self.failed[call] = None
     def ready(self)->list:
         "Calls whose inputs are there, the longest chain first."
-        calls = [call for call,task in self.waiting.items() if task.after <= self.done]
+        calls = [call for call, task in self.waiting.items() if task.after <= self.done]
         return sorted(calls, key=lambda call: -self.tasks[call].height)
     def ended(self, call, how, error=None): # As `outcome` says
         "Note how a call has ended. One whose worker died waits again, unless this has happened too often."
@@ -178,9 +178,9 @@ class ComputeError(RuntimeError):
     "Some calls failed; what did not depend on them is stored."
 
 def _raise_if_failed(failed, tasks): # failed: {call: error or None}
-    errors = {call: error for call,error in failed.items() if error is not None}
+    errors = {call: error for call, error in failed.items() if error is not None}
     if not errors: return
-    call,error = next(iter(errors.items()))
+    call, error = next(iter(errors.items()))
     said = f'{tasks[call].nodes[0]!r} failed: {type(error).__name__}: {error}'.rstrip('.')
     if len(tasks) > 1: said += f'. {len(errors)} of {len(tasks)} calls failed'
     if len(failed) > len(errors): said += f', {len(failed) - len(errors)} more waited for them'

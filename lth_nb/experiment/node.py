@@ -35,13 +35,13 @@ def _written_numpy(x:np.generic): return written(x.item())
 
 # %% ../../nbs/lib/experiment/node.ipynb #c7886c2c
 def _object(texts): # {name: written form} -> the written form of a JSON object
-    return f"{{{', '.join(f'{json.dumps(name)}: {text}' for name,text in sorted(texts.items()))}}}"
+    return f"{{{', '.join(f'{json.dumps(name)}: {text}' for name, text in sorted(texts.items()))}}}"
 
 @written.register
 def _written_sequence(x:list|tuple): return f"[{', '.join(written(item) for item in x)}]"
 
 @written.register
-def _written_dict(x:dict): return _object({str(name): written(value) for name,value in x.items()})
+def _written_dict(x:dict): return _object({str(name): written(value) for name, value in x.items()})
 
 # %% ../../nbs/lib/experiment/node.ipynb #1c879485
 def _counts(x, f): # whether a field of a dataclass says more than its default does
@@ -57,7 +57,7 @@ def _cannot_change(x):
 
 def _written_dataclass(x):
     if '_written' in getattr(x, '__dict__', ()): return x.__dict__['_written']
-    text = _object({type(x).__name__: _object({name: written(value) for name,value in _fields(x).items()})})
+    text = _object({type(x).__name__: _object({name: written(value) for name, value in _fields(x).items()})})
     if _cannot_change(x): object.__setattr__(x, '_written', text)
     return text
 
@@ -99,16 +99,16 @@ class Step:
     def __call__(self, *args, **kwargs): return Node(self, dict(self.signature.bind(*args, **kwargs).arguments))
     @cached_property
     def defaults(self): # {name: (value, written form)}
-        given = {name: p.default for name,p in self.signature.parameters.items() if p.default is not p.empty}
-        return {name: (value, written(value)) for name,value in given.items()}
+        given = {name: p.default for name, p in self.signature.parameters.items() if p.default is not p.empty}
+        return {name: (value, written(value)) for name, value in given.items()}
     def _at_default(self, name, value, text):
         if name not in self.defaults: return False
-        default,default_text = self.defaults[name]
+        default, default_text = self.defaults[name]
         return text == default_text or _same_number(value, default)
     def written(self, args:dict)->dict:
         "Arguments in their written form, those at their default left out."
-        texts = {name: written(value) for name,value in args.items()}
-        return {name: text for name,text in texts.items() if not self._at_default(name, args[name], text)}
+        texts = {name: written(value) for name, value in args.items()}
+        return {name: text for name, text in texts.items() if not self._at_default(name, args[name], text)}
     def __repr__(self): return f'step {self.name} (version {self.version})'
     def __reduce__(self):
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
@@ -143,7 +143,7 @@ def map_nodes(f:Callable, # Node -> what stands in its place
     x:Any)->Any:
     "A structure with every node in it replaced."
     if isinstance(x, Node): return f(x)
-    if isinstance(x, dict): return {name: map_nodes(f, value) for name,value in x.items()}
+    if isinstance(x, dict): return {name: map_nodes(f, value) for name, value in x.items()}
     if isinstance(x, (list, tuple)): return type(x)(map_nodes(f, value) for value in x)
     return x
 
@@ -201,23 +201,25 @@ def _spelled(x, names): # names: {key of a node: its name in the program}
     if isinstance(x, Node): return names[x.key]
     if isinstance(x, Step): return x.name
     if isinstance(x, (list, tuple)): return f"[{', '.join(_spelled(value, names) for value in x)}]"
-    if isinstance(x, dict):
-        return f"{{{', '.join(f'{_spelled_key(key)}: {_spelled(value, names)}' for key,value in x.items())}}}"
+    if isinstance(x, dict): return _spelled_dict(x, names)
     if dataclasses.is_dataclass(x): return _spelled_dataclass(x)
     return repr(x.item() if isinstance(x, np.generic) else x)
 
-def _spelled_key(key): return key if str(key).isidentifier() else repr(str(key))
+# %% ../../nbs/lib/experiment/node.ipynb #961d3bb7
+def _spelled_dict(x, names):
+    keys = [key if str(key).isidentifier() else repr(str(key)) for key in x]
+    return f"{{{', '.join(f'{key}: {_spelled(value, names)}' for key, value in zip(keys, x.values()))}}}"
 
 # %% ../../nbs/lib/experiment/node.ipynb #af0541f6
 def _spelled_dataclass(x):
-    shown = {name: canonical(value) for name,value in _fields(x).items()}
+    shown = {name: canonical(value) for name, value in _fields(x).items()}
     if 'sha256' in shown: shown['sha256'] = str(x.sha256)[:12]   # enough to tell two files apart
-    return f"{type(x).__name__}({', '.join(f'{name}={value!r}' for name,value in shown.items())})"
+    return f"{type(x).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 # %% ../../nbs/lib/experiment/node.ipynb #7869ae0c
 def _line(node, names):
     asked = node.step.written(node.args)
-    args = ', '.join(f'{name}={_spelled(value, names)}' for name,value in node.args.items() if name in asked)
+    args = ', '.join(f'{name}={_spelled(value, names)}' for name, value in node.args.items() if name in asked)
     item = '' if node.item is None else f'[{_spelled(node.item, names)}]'
     return f'{names[node.key]} = {node.step.name}({args}){item}'
 

@@ -73,6 +73,6 @@ class Progress:
         now = time.monotonic()
         if not last and now - self.said < self.every: return
         self.said = now
-        rate,left = self.speed()
+        rate, left = self.speed()
         self.bar.comment = _words(rate, math.nan if last else left, self.comment)
         self.bar.update_bar(self.n)

@@ -27,8 +27,8 @@ def _skeleton(x, path, tensors):
     if isinstance(x, torch.Tensor): return _pack_tensor(x, path, tensors)
     if isinstance(x, np.ndarray): return _skeleton(x.tolist(), path, tensors)
     if isinstance(x, np.generic): return x.item()
-    if isinstance(x, dict): return {str(name): _skeleton(v, f'{path}/{name}', tensors) for name,v in x.items()}
-    if isinstance(x, (list, tuple)): return [_skeleton(v, f'{path}/{i}', tensors) for i,v in enumerate(x)]
+    if isinstance(x, dict): return {str(name): _skeleton(v, f'{path}/{name}', tensors) for name, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_skeleton(v, f'{path}/{i}', tensors) for i, v in enumerate(x)]
     if x is None or isinstance(x, (bool, int, float, str)): return x
     raise TypeError(f'a step returned {type(x).__name__} at {path}: '
                     'return numbers, strings, tensors, or dicts and lists of them')
@@ -52,7 +52,7 @@ def unpack(x:Any, # JSON, as `pack` gives it
     if not isinstance(x, dict): return x
     if '~tensor' in x: return tensors[x['~tensor']]
     if '~bits' in x: return _bits(tensors[x['~bits']], x['shape'])
-    return {name: unpack(value, tensors) for name,value in x.items()}
+    return {name: unpack(value, tensors) for name, value in x.items()}
 
 # %% ../../nbs/lib/experiment/store.ipynb #58e73e03
 def _write_whole(file, data):
@@ -73,7 +73,7 @@ class Files:
     "Files in a folder, or under any fsspec URL."
     def __init__(self, url:str # A folder, made when first written to, or a URL such as s3://bucket/results
         ):
-        self.fs,self.root = fsspec.core.url_to_fs(url)
+        self.fs, self.root = fsspec.core.url_to_fs(url)
         self.local = isinstance(self.fs, LocalFileSystem)
     def full(self, name:str)->str: return f'{self.root}/{name}'
     def exists(self, name:str)->bool:
@@ -181,7 +181,7 @@ class Store:
         return unpack(record['value'], tensors)
     def write(self, path:str, value:Any, **about):
         "Keep a value with what is said `about` it. Raises `StoreError` if it cannot be written."
-        skeleton,tensors = pack(value)
+        skeleton, tensors = pack(value)
         try: _write_result(self.files, path, dict(format=FORMAT, **about, value=skeleton), tensors)
         except OSError as e:
             if tensors and not self.files.exists(f'{path}.json'): self.remove(path)

@@ -13,7 +13,7 @@ def flat(x, prefix:str=''):
     "The (name, value) pairs of a nest of dicts: {'test': {'error': 3}} gives ('test.error', 3)."
     if not isinstance(x, dict): yield prefix, x
     else:
-        for name,value in x.items(): yield from flat(value, f'{prefix}.{name}' if prefix else str(name))
+        for name, value in x.items(): yield from flat(value, f'{prefix}.{name}' if prefix else str(name))
 
 # %% ../../nbs/lib/experiment/table.ipynb #bf427166
 def row_of(path:str, record:dict # As a store has it
@@ -22,7 +22,7 @@ def row_of(path:str, record:dict # As a store has it
     row = {**record.get('labels', {}), **dict(flat(record.get('made', {})))}
     row.update(path=path, step=record['step'], key=record['key'], expression='\n'.join(record.get('expression', [])))
     if 'tensors' in record: return row
-    for name,value in flat(record['value'], 'value'): row[name] = value
+    for name, value in flat(record['value'], 'value'): row[name] = value
     return row
 
 def table(store=None, # None: the reader's over the published one
@@ -32,4 +32,4 @@ def table(store=None, # None: the reader's over the published one
     import pandas as pd
     if store is None: store = default_store()
     records = {path: store.record(path) for path in store.paths(step or '')}
-    return pd.DataFrame([row_of(path, record) for path,record in records.items() if 'step' in record])
+    return pd.DataFrame([row_of(path, record) for path, record in records.items() if 'step' in record])
