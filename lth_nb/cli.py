@@ -9,7 +9,6 @@ __all__ = ['CHAPTERS', 'figures', 'needs_in', 'plans_of', 'unique_nodes', 'run',
 # %% ../nbs/lib/cli.ipynb #d0b48d43
 import argparse
 import importlib
-import importlib.util
 import sys
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from collections import Counter
 from . import __version__
 from .experiment import ComputeError, StoreError, compute, default_store, nodes_in, table
 from .experiment import Published, add_results, all_finite, all_flaws, record_of
-from .figures.kit import FIGURES, Needs, verdicts
+from .figures import FIGURES, Needs, verdicts
 from .settings import SCALES, settings
 
 # %% ../nbs/lib/cli.ipynb #16d951ea
@@ -27,15 +26,8 @@ def figures(chapter:str=None # One chapter, or None for all
     )->list:
     "The registered figures. Raises `ValueError` for a chapter that does not exist."
     if chapter and chapter not in CHAPTERS: raise ValueError(f'no chapter {chapter!r}; there are {", ".join(CHAPTERS)}')
-    for name in [chapter] if chapter else CHAPTERS: importlib.import_module(_module_of(name))
+    for name in [chapter] if chapter else CHAPTERS: importlib.import_module(f'lth_nb.figures.{name}')
     return [f for f in FIGURES.values() if not chapter or f.id.startswith(chapter + '/')]
-
-# %% ../nbs/lib/cli.ipynb #48b8c6b0
-# Until all chapters' figures are in `lth_nb.figures`
-def _module_of(chapter):
-    try: found = importlib.util.find_spec(f'lth_nb.figures.{chapter}')
-    except ModuleNotFoundError: found = None
-    return f'lth_nb.figures.{chapter}' if found else f'lth_nb.{chapter}'
 
 # %% ../nbs/lib/cli.ipynb #eb7a553f
 def needs_in(plan)->list:

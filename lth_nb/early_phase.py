@@ -16,6 +16,7 @@ import numpy as np, torch
 from torch import Tensor
 from .data import blurred, random_labels, rotations
 from .experiment import Node, step
+from .faces import elsewhere
 from .networks import Network, init_std
 from .pruning import imp, prunable_weights, shuffle_mask
 from .training import evaluate, init, network_of, train
@@ -271,9 +272,5 @@ def sparse_scores(study, kind:str, length)->list[Node]: # [seeds]
     return [scored(seed) for seed in range(study.seeds)]
 
 # %% ../nbs/01_early_phase.ipynb #0c5de482
-def __getattr__(name): # figures, studies and claims have a notebook of their own
-    from importlib import import_module
-    figures = import_module('lth_nb.figures.early_phase')
-    if name.startswith('_') or not hasattr(figures, name):
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(figures, name)
+# Figures, studies and claims have notebooks of their own
+__getattr__ = elsewhere(__name__, 'lth_nb.figures.early_phase')

@@ -10,6 +10,7 @@ from functools import lru_cache
 from itertools import combinations
 import numpy as np
 from .experiment import Node
+from .faces import elsewhere
 from .pruning import imp, remaining, shuffle_mask
 from .training import init, line, train
 
@@ -101,7 +102,5 @@ def onset(by_k:dict, # {k: sizes [pairs]}, k ascending
     return np.where(under.any(0), under.argmax(0), np.nan).astype(float)
 
 # %% ../nbs/02_linear_mode_connectivity.ipynb #94bf19db
-def __getattr__(name): # Cases, figures and claims by this module's name, too; they import it, so only once asked for
-    from importlib import import_module
-    if name.startswith('_'): raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module('lth_nb.figures.linear_mode_connectivity'), name)
+# Figures, cases and claims have notebooks of their own
+__getattr__ = elsewhere(__name__, 'lth_nb.figures.linear_mode_connectivity')

@@ -8,10 +8,10 @@ __all__ = ['check_rankable', 'lowest_n', 'check_fraction', 'lowest', 'dense_mask
            'remaining']
 
 # %% ../nbs/lib/pruning.ipynb #0498e74d
-from importlib import import_module
 import torch
 from torch import Tensor
 from .experiment import Node, step
+from .faces import elsewhere
 from .networks import Network
 
 # %% ../nbs/lib/pruning.ipynb #6ff4fdb3
@@ -189,10 +189,8 @@ def remaining(level:int, # Rounds
     return 100*(1 - fraction)**level
 
 # %% ../nbs/lib/pruning.ipynb #6987ad47
-_ELSEWHERE = dict.fromkeys(('ADMM', 'admm'), 'lth_nb.admm')
-_ELSEWHERE |= dict.fromkeys(('R_p', 'correlation', 'indicator', 'layers_of', 'null', 'overlap', 'pairwise', 'ranks',
-                             'shared', 'z_score'), 'lth_nb.measures.overlap')
+_OVERLAP = ('R_p', 'correlation', 'indicator', 'layers_of', 'null', 'overlap', 'pairwise', 'ranks', 'shared', 'z_score')
+_MOVED = {name: ('lth_nb.measures.overlap', name) for name in _OVERLAP}
+_MOVED |= {name: ('lth_nb.admm', name) for name in ('ADMM', 'admm')}
 
-def __getattr__(name):
-    if name in _ELSEWHERE: return getattr(import_module(_ELSEWHERE[name]), name)
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+__getattr__ = elsewhere(__name__, _MOVED)

@@ -7,17 +7,18 @@ __all__ = ['ROOMS', 'CHAPTERS', 'FOUNDATIONS']
 
 # %% ../nbs/lib/rooms.ipynb #72f9de1b
 ROOMS = {
+    'faces': [],
     'settings': [],
     'networks': [],
     'plotting': [],
     'claims': [],
     'site': [],
     'running': ['settings'],
-    'data': ['settings'],
+    'data': ['faces', 'settings'],
     'recipes': ['data'],
-    'experiment': ['settings', 'running'],
+    'experiment': ['faces', 'settings', 'running'],
     'engine': ['data', 'networks', 'recipes', 'running'],
-    'pruning': ['experiment', 'networks'],
+    'pruning': ['experiment', 'faces', 'networks'],
     'training': ['data', 'engine', 'experiment', 'networks', 'recipes', 'running'],
     'admm': ['engine', 'experiment', 'pruning', 'recipes', 'running']}
 

@@ -10,6 +10,7 @@ __all__ = ['KINDS', 'unpruned', 'dense', 'mask_of', 'run', 'score']
 from dataclasses import replace
 from functools import lru_cache
 from .experiment import Node
+from .faces import elsewhere
 from .networks import Network, small_dense
 from .pruning import imp, prune
 from .training import Trajectory, evaluate, init, train
@@ -81,9 +82,5 @@ def score(trial, kind:str, lr:float, seed:int, level:int=0, **how # See `run`
                                                              sparsity=sparsity)
 
 # %% ../nbs/03_sanity_checks.ipynb #5ba5199b
-def __getattr__(name): # figures, cases and claims have a notebook of their own
-    from importlib import import_module
-    figures = import_module('lth_nb.figures.sanity_checks')
-    if name.startswith('_') or not hasattr(figures, name):
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(figures, name)
+# Figures, trials and claims have notebooks of their own
+__getattr__ = elsewhere(__name__, 'lth_nb.figures.sanity_checks')

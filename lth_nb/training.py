@@ -17,7 +17,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Dataset
 from .engine import Probe, Replica, device_of, module_of, network_of, reestimate  # noqa: F401
-from .experiment import Node, Step, digest, step, value_of
+from .experiment import Node, Step, key_of, step, value_of
 from .networks import Network
 from .recipes import TABLE_1, Recipe, learning_rates, steps  # noqa: F401
 from .running import device
@@ -59,12 +59,12 @@ class Watch:
     def values(self)->list: return [self.seen[step] for step in self.item['watch']]
     def seen_in(self, checkpoint:dict)->dict:
         "What it had seen by then."
-        return {int(step): value for step,value in checkpoint['seen'].get(digest(self.item), {}).items()}
+        return {int(step): value for step, value in checkpoint['seen'].get(key_of(self.item), {}).items()}
 
 # %% ../nbs/lib/training.ipynb #c111acf0
 def checkpoint(rep:Replica, watches:list)->dict:
     "What a call needs to go on later."
-    return dict(state=rep.state(), seen={digest(watch.item): watch.seen for watch in watches})
+    return dict(state=rep.state(), seen={key_of(watch.item): watch.seen for watch in watches})
 
 # %% ../nbs/lib/training.ipynb #2204cd1d
 def latest_stored(shelf, before:int, # The first step that is wanted

@@ -9,6 +9,7 @@ __all__ = ['GRID', 'first_weights', 'dense', 'sparse', 'path', 'iterative', 'adm
 # %% ../nbs/04_weight_correlation.ipynb #7bf157b4
 from .admm import admm
 from .experiment import Node
+from .faces import elsewhere
 from .measures import correlation
 from .pruning import prune
 from .training import init, line, train
@@ -86,9 +87,5 @@ def copies(case, rate:str, seed:int, k)->Node: # A line
     return line(*ends, case.data, alphas=11, splits=('test',)).label(case=case.name, lr=case.lr(rate), seed=seed, k=k)
 
 # %% ../nbs/04_weight_correlation.ipynb #c94d61a7
-def __getattr__(name): # figures, cases and claims have a notebook of their own
-    from importlib import import_module
-    figures = import_module('lth_nb.figures.weight_correlation')
-    if name.startswith('_') or not hasattr(figures, name):
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(figures, name)
+# Figures, cases and claims have notebooks of their own
+__getattr__ = elsewhere(__name__, 'lth_nb.figures.weight_correlation')

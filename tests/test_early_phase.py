@@ -226,7 +226,7 @@ def test_explorer(monkeypatch):
     assert isinstance(slider, widgets.SelectionSlider) and list(slider.options) == list(s.pair)
     assert isinstance(choice, widgets.Dropdown) and list(choice.options) == list(ep.PERTURBATIONS)
     drawn = []
-    monkeypatch.setattr(figs, 'before_after', lambda v, k, perturb: drawn.append((k, perturb)) or plt.figure())
+    monkeypatch.setattr(figs.figure_8, 'before_after', lambda v, k, perturb: drawn.append((k, perturb)) or plt.figure())
     slider.value,choice.value = s.pair[1],'noise 2'
     assert drawn == [(s.pair[1], 'layer'), (s.pair[1], 'noise 2')]
     with pytest.raises(ValueError, match='this scale has Conv'): figs.explorer('quick', study='ResNet')

@@ -138,7 +138,7 @@ def test_who_imports_whom(file):
     used = {module[0] for module, _ in _foreign(file)}
     assert used <= set(ROOMS.get(_room(file), ())), f'{file} uses {sorted(used - set(ROOMS.get(_room(file), ())))}'
     if _room(file) == 'figures':
-        own = file.removesuffix('.py').split('/')[-1]
+        own = file.removesuffix('.py').split('/')[1]
         assert used & set(CHAPTERS) <= {own}, f'{file} uses the method of another chapter'
 
 

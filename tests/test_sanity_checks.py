@@ -7,7 +7,8 @@ from lth_nb import networks as nets, sanity_checks as sc
 from lth_nb.data import cifar10, mnist1d
 from lth_nb.experiment import Published, Store, compute, missing, nodes_in as nodes
 from lth_nb.figures import sanity_checks as figs
-from lth_nb.figures.kit import FIGURES, Needs
+from lth_nb.figures.kit import FIGURES, Needs, accuracies
+from lth_nb.figures.sanity_checks import conditions, redundancy
 from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
 from lth_nb.measures import Rules
@@ -131,7 +132,7 @@ def test_published_quick():
         for by in levels.values():
             for kind,lrs in by.items():
                 for vs in lrs.values():
-                    acc = figs.accuracies(vs)
+                    acc = accuracies(vs)
                     assert np.isfinite(acc).all(), (name, kind)
             assert max(figs.means_of(by['dense']).values()) > 85, name
 
@@ -286,13 +287,13 @@ def test_most_counts_what_is_planned():
 def test_trends_wait_for_open_prizes(monkeypatch):
     "SC5 and SC11: a prize that is not decided at a higher sparsity may turn a trend."
     rows = lambda ends: {(f'n{i}', 'cifar10'): (i + 1, *e) for i,e in enumerate(ends)}
-    look = lambda ends: (monkeypatch.setattr(figs, 'largest_prizes', lambda values: rows(ends)), figs.sc5({}, 'paper').holds)[1]
+    look = lambda ends: (monkeypatch.setattr(redundancy, 'largest_prizes', lambda values: rows(ends)), figs.sc5({}, 'paper').holds)[1]
     sure = [(.59, .59), (.832, .832), (.914, .914), (.945, .945)]
     assert look(sure) is True and look([(.59, .956), *sure[1:]]) is None and look(sure[::-1]) is False
     assert look([*sure[:3], (.945, .956)]) is True          # the largest may be larger still
     both = lambda ten, hundred: {**{(f'n{i}', 'cifar10'): (i, *e) for i,e in enumerate(ten)}, **{(f'n{i}', 'cifar100'): (i, *e) for i,e in enumerate(hundred)}}
     def eleven(ten, hundred):
-        monkeypatch.setattr(figs, 'largest_prizes', lambda values: both(ten, hundred))
+        monkeypatch.setattr(redundancy, 'largest_prizes', lambda values: both(ten, hundred))
         return figs.sc11({}, 'paper').holds
     high,low = [(.945, .945)]*3,[(.59, .59), (.6, .6), (.61, .61)]
     assert eleven(high, low) is True and eleven(low, high) is False and eleven(high, [(.59, .956)]*3) is None
@@ -318,7 +319,7 @@ def test_the_explorer_lights_up(monkeypatch):
     monkeypatch.setenv('LTH_NB_RESULTS', '/nonexistent')
     seen = []
     lights = figs.lights
-    monkeypatch.setattr(figs, 'lights', lambda c, level, lr, by: seen.append((c.name, level, lr)) or lights(c, level, lr, by))
+    monkeypatch.setattr(conditions, 'lights', lambda c, level, lr, by: seen.append((c.name, level, lr)) or lights(c, level, lr, by))
     box = figs.explorer('quick')
     def choosers(): return box.children[0], *box.children[1].children[0].children
     net,s,lr = choosers()

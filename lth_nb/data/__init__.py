@@ -19,6 +19,7 @@ from .sets import (Dataset, Known, Source, cifar10, cifar100, image_folder, know
                               moments, npz, tiny_imagenet)
 from .sources import CorruptData, MissingData, array_digest, content_hash, data_folder, download
 from .stream import Stream, StreamBatches, imagenet
+from ..faces import elsewhere
 
 _all_ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Known', 'MissingData', 'Source', 'Split',
          'Stream', 'StreamBatches', 'Turned', 'array_digest', 'augmentation', 'blur', 'blurred', 'cifar10', 'cifar100',
@@ -27,6 +28,4 @@ _all_ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Know
          'random_labels', 'rotations', 'tiny_imagenet']
 
 # %% ../../nbs/lib/data/index.ipynb #07f82791
-def __getattr__(name):
-    if name == 'digest': return array_digest
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+__getattr__ = elsewhere(__name__, {'digest': ('lth_nb.data.sources', 'array_digest')})

@@ -18,6 +18,7 @@ from .published import (Published, add_results, all_finite, all_flaws, flaws, pu
 from .store import FORMAT, Files, Store, StoreError, Stores, default_store, pack, unpack
 from .table import table
 from .workers import Fleet, close_pools
+from ..faces import elsewhere
 from ..running import tick
 
 # %% ../../nbs/lib/experiment/index.ipynb #f3cfc702
@@ -28,15 +29,10 @@ _all_ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_call'
          'unpack', 'table', 'Fleet', 'close_pools', 'tick']
 
 # %% ../../nbs/lib/experiment/index.ipynb #643037b3
-_nodes = nodes_in
-_MOVED = {'digest': ('lth_nb.experiment.node', 'key_of'), 'judged': ('lth_nb.figures.old', 'judged')}
+_MOVED = {'digest': ('lth_nb.experiment.node', 'key_of')}
 _CLAIMS = ('Verdict', 'mean_interval', 'decide', 'within', 'opposite', 'together')
-_FIGURES = ('Needs', 'Figure', 'FIGURES', 'figure', 'verdicts')
+_FIGURES = ('Needs', 'Figure', 'FIGURES', 'figure', 'judged', 'verdicts')
 _MOVED |= {name: ('lth_nb.claims', name) for name in _CLAIMS}
 _MOVED |= {name: ('lth_nb.figures.kit', name) for name in _FIGURES}
 
-def __getattr__(name):
-    from importlib import import_module
-    if name not in _MOVED: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module, new = _MOVED[name]
-    return getattr(import_module(module), new)
+__getattr__ = elsewhere(__name__, _MOVED)

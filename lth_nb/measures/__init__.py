@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['Hessian', 'lanczos', 'product_cost', 'recorded', 'ritz', 'share', 'smoothed', 'spectrum', 'axis_of', 'bends', 'dent',
            'draw_landscape', 'landscape', 'map_loss', 'plane', 'shape', 'R_p', 'correlation', 'indicator', 'layers_of',
-           'null', 'overlap', 'pairwise', 'ranks', 'shared', 'z_score', 'CONDITIONS', 'RULES', 'Condition', 'Prize',
-           'Rules', 'above', 'every', 'judge', 'made_up', 'read_runs', 'rules_for', 'some', 'unpaired']
+           'null', 'overlap', 'pairwise', 'ranks', 'shared', 'z_score', 'Telemetry', 'telemetry', 'thinned',
+           'CONDITIONS', 'RULES', 'Condition', 'Prize', 'Rules', 'above', 'every', 'judge', 'made_up', 'read_runs',
+           'rules_for', 'some', 'unpaired']
 
 # %% ../../nbs/lib/measures/index.ipynb #1589f559
 from .curvature import Hessian, lanczos, product_cost, recorded, ritz, share, smoothed, spectrum
 from .landscape import axis_of, bends, dent, draw_landscape, landscape, map_loss, plane, shape
 from .overlap import (R_p, correlation, indicator, layers_of, null, overlap, pairwise, ranks, shared,
                                      z_score)
+from .telemetry import Telemetry, telemetry, thinned
 from .tickets import (CONDITIONS, RULES, Condition, Prize, Rules, above, every, judge, made_up,
                                      read_runs, rules_for, some, unpaired)
 _all_ = ['Hessian', 'lanczos', 'product_cost', 'recorded', 'ritz', 'share', 'smoothed', 'spectrum',
          'axis_of', 'bends', 'dent', 'draw_landscape', 'landscape', 'map_loss', 'plane', 'shape',
          'R_p', 'correlation', 'indicator', 'layers_of', 'null', 'overlap', 'pairwise', 'ranks', 'shared', 'z_score',
+         'Telemetry', 'telemetry', 'thinned',
          'CONDITIONS', 'RULES', 'Condition', 'Prize', 'Rules', 'above', 'every', 'judge', 'made_up', 'read_runs',
          'rules_for', 'some', 'unpaired']
