@@ -10,7 +10,7 @@ from lth_nb.claims import Verdict, together, within
 from lth_nb.experiment import Published, Store, compute, missing, nodes_in as nodes
 from lth_nb.figures import weight_correlation as figs
 from lth_nb.figures.kit import FIGURES, Needs
-from lth_nb.networks import mnist1d_conv as conv
+from lth_nb.networks import mnist1d_conv as conv, resnet20
 from lth_nb.measures import R_p, correlation, indicator, layers_of, null, overlap, pairwise, ranks, shared, z_score
 from lth_nb.pruning import dense_mask, lowest, magnitude_mask, prunable_weights
 from lth_nb.training import Recipe, init, train
@@ -100,7 +100,7 @@ def test_the_null_distribution(p):
 
 def test_resnet_20_null():
     "The scale of chance for the paper's network: 0.15 points at p = 0.2."
-    w = {k: v for k,v in prunable_weights(init.fn(wc.nets.resnet20, 0)).items()}
+    w = {k: v for k,v in prunable_weights(init.fn(resnet20, 0)).items()}
     assert float(null(overlap(w, w, .2))[1][0]) == pytest.approx(.0015, abs=1e-4)
 
 
@@ -344,7 +344,7 @@ def test_explorer(store):
     pytest.importorskip('ipywidgets')
     sliders,out = figs.explorer('quick').children
     drawn = []
-    mp = pytest.MonkeyPatch(); mp.setattr(figs, 'overlap_at', lambda c, v, p, point: drawn.append((p, point)) or plt.figure())
+    mp = pytest.MonkeyPatch(); mp.setattr(figs.along, 'overlap_at', lambda c, v, p, point: drawn.append((p, point)) or plt.figure())
     try: sliders.children[0].value = .5; sliders.children[1].value = 62
     finally: mp.undo(); plt.close('all')
     assert drawn == [(.5, 1000), (.5, 62)]
