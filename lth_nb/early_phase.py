@@ -6,7 +6,7 @@
 __all__ = ['SCOPES', 'PERTURBATIONS', 'BASELINE', 'TASKS', 'SPARSE', 'init_of', 'dense', 'state_at', 'retrained', 'masks',
            'ticket', 'score', 'ladder', 'exchange', 'survivors', 'refill', 'has_filters', 'permute', 'noisy',
            'effective_std', 'perturbed', 'pretext', 'head_of', 'with_head', 'fresh_start', 'pretrained', 'sparse_start',
-           'headless', 'sparse_scores']
+           'headless']
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
 from dataclasses import replace
@@ -219,18 +219,6 @@ def sparse_start(study, kind:str, seed:int)->tuple[Node,Node]: # State, mask
 def headless(mask, network:Network)->dict: # A mask
     "The mask without the output layer."
     return {name: kept for name, kept in mask.items() if name != head_of(network)[0]}
-
-def sparse_scores(study, kind:str, length)->list[Node]: # [seeds]
-    "Scores of sparsely pretrained subnetworks; with length 0, of those that were not. All train the full schedule."
-    data, network, recipe = pretext(study, 'rotation')
-    def scored(seed):
-        start, mask = sparse_start(study, kind, seed)
-        if length:
-            run = train(with_head(start, network, seed=seed), data, recipe, order=100*seed + 60, first=0,
-                        mask=headless(mask, network))
-            start = with_head(run.at(study.steps(length)), study.network, seed=10**6 + seed)
-        return score(study, start, 0, seed, mask, study.level)
-    return [scored(seed) for seed in range(study.seeds)]
 
 # %% ../nbs/01_early_phase.ipynb #0c5de482
 # Figures, studies and claims have notebooks of their own

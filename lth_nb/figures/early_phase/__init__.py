@@ -12,8 +12,8 @@ __all__ = ['ledger', 'CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies',
            'draw_family', 'ep6', 'ep7', 'ep9', 'family', 'perturbed_scores', 'rewound_scores', 'FIG_8', 'LOOKS',
            'PAPER_R', 'before_after', 'draw_effects', 'effect', 'effects', 'ep10', 'ep11', 'ep8', 'explorer',
            'explorer_still', 'falling', 'pearson', 'points_of', 'FIG_10', 'FIG_9', 'draw_pretraining', 'draw_sparse',
-           'ep12', 'ep13', 'ep14', 'ep15', 'ep16', 'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparsest',
-           'trade', 'Telemetry', 'telemetry', 'thinned']
+           'ep12', 'ep13', 'ep14', 'ep15', 'ep16', 'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparse_scores',
+           'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
 
 # %% ../../../nbs/lib/figures/early_phase/index.ipynb #9444f914
 from .study import (
@@ -31,9 +31,9 @@ from lth_nb.figures.early_phase.figures_4_to_7 import (
 from lth_nb.figures.early_phase.figure_8 import (
     FIG_8, LOOKS, PAPER_R, before_after, draw_effects, effect, effects, ep10, ep11, ep8, explorer, explorer_still,
     falling, pearson, points_of)
-from lth_nb.figures.early_phase.figures_9_and_10 import (
+from .figures_9_and_10 import (
     FIG_10, FIG_9, draw_pretraining, draw_sparse, ep12, ep13, ep14, ep15, ep16, ep17, long, pretraining,
-    sparse_pretraining, sparsest, trade)
+    sparse_pretraining, sparse_scores, sparsest, trade)
 from ..kit import ledger as ledger_of
 from ...measures import Telemetry, telemetry, thinned
 _all_ = ['CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies', 'less', 'over', 'paper_studies', 'quick_studies',
@@ -45,7 +45,7 @@ _all_ = ['CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies', 'less', 'ov
          'ep7', 'ep9', 'family', 'perturbed_scores', 'rewound_scores', 'FIG_8', 'LOOKS', 'PAPER_R', 'before_after',
          'draw_effects', 'effect', 'effects', 'ep10', 'ep11', 'ep8', 'explorer', 'explorer_still', 'falling',
          'pearson', 'points_of', 'FIG_10', 'FIG_9', 'draw_pretraining', 'draw_sparse', 'ep12', 'ep13', 'ep14', 'ep15', 'ep16',
-         'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
+         'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparse_scores', 'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
 
 # %% ../../../nbs/lib/figures/early_phase/index.ipynb #04e04e5f
 def ledger(scale:str=None # None: as settings say
