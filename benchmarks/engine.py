@@ -89,7 +89,8 @@ def ceilings(device, dtype):
     cuda = device != 'cpu'
     clock = Clock(device)
     n = 2**28 if cuda else 2**25
-    a, b = torch.rand(n, device=device), torch.empty(n, device=device)
+    a = torch.rand(n, device=device)
+    b = torch.empty(n, device=device)
     m = 8192 if cuda else 1024
     p, q = (torch.randn(m, m, device=device, dtype=dtype) for _ in range(2))
     def copy(): b.copy_(a)
@@ -169,7 +170,8 @@ def side_by_side(case, device, counts, seconds):
     floor = floors(case, device)
     CASES[case][1]().load(device)
     before = free(device)
-    rows, reps = [], []
+    rows = []
+    reps = []
     for n in counts:
         try:
             while len(reps) < n: reps.append(replica(case, device, len(reps)))
@@ -309,7 +311,8 @@ def parts(device, seconds):
 def telemetry():
     "What the numbers of Early Figure 3 add to training, where all steps are looked at: the first fifty of a window."
     from lth_nb.figures import early_phase as early
-    quick, large = early.quick_studies()[0], early.gpu_studies()[0]
+    quick = early.quick_studies()[0]
+    large = early.gpu_studies()[0]
     def cost(study, network, window): return early.overhead(replace(study, network=network, window=window))/100
     return {
         'telemetry at every step, mnist1d_conv, share of a step': cost(quick, nets.mnist1d_conv, 50),

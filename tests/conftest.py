@@ -10,10 +10,16 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get('LTH_NB_DATA', ROOT/'data')).resolve()
 
 
+def notebooks():
+    "All notebooks, without what Jupyter keeps for itself."
+    return sorted(file for file in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in file.parts)
+
+
 def working_copy(to, *leave_out):
     "A copy of the working tree, without what git ignores and the folders left out. Links stay links."
-    files = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split('\n')
-    for f in filter(None, files):
+    command = ['git', 'ls-files', '-co', '--exclude-standard']
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for f in listed.splitlines():
         if not os.path.lexists(ROOT/f) or f.startswith(leave_out): continue
         (to/f).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT/f, to/f, follow_symlinks=False)

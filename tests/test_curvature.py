@@ -25,7 +25,8 @@ def test_matrix_is_symmetric_and_its_ends_are_found(exact):
     assert torch.allclose(full, full.T, atol=1e-9)
     want = torch.linalg.eigvalsh(full)
     values,weights,bounds = ritz(*lanczos(lambda v: H @ v, H.start(0), 50))
-    assert torch.allclose(values[[0, -1]], want[[0, -1]], rtol=1e-7) and float(weights.sum()) == pytest.approx(1)
+    assert torch.allclose(values[[0, -1]], want[[0, -1]], rtol=1e-7)
+    assert float(weights.sum()) == pytest.approx(1)
     near = (values[:, None] - want[None]).abs().min(1).values
     assert bool((near <= bounds + 1e-8).all())   # each Ritz value has an eigenvalue within its bound
 
@@ -33,8 +34,10 @@ def test_matrix_is_symmetric_and_its_ends_are_found(exact):
 def test_no_ghosts():
     "A converged eigenvalue appears once, however long the iteration goes on."
     A = torch.diag(torch.cat([torch.tensor([100., 50.]), torch.linspace(-1, 1, 198)]))
-    values,_,_ = ritz(*lanczos(lambda v: A @ v, torch.randn(200, generator=torch.Generator().manual_seed(0)), 80))
-    assert int((values > 99).sum()) == 1 and int((values > 49).sum()) == 2
+    start = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    values,_,_ = ritz(*lanczos(lambda v: A @ v, start, 80))
+    assert int((values > 99).sum()) == 1
+    assert int((values > 49).sum()) == 2
 
 
 @pytest.mark.parametrize('n', (5, 40))
@@ -98,12 +101,13 @@ def test_starts_side_by_side():
     for v,got in zip(V, rows):
         want = ritz(*lanczos(lambda u: A @ u, v, 20))
         for a,b in zip(got, want): assert torch.allclose(a, b, atol=1e-9)
-    assert rows[0][0].tolist() == [5] and torch.allclose(rows[1][0], torch.tensor([1., 6, 10]).double())
+    assert rows[0][0].tolist() == [5]
+    assert torch.allclose(rows[1][0], torch.tensor([1., 6, 10]).double())
     with pytest.raises(ValueError, match='zero'): lanczos(lambda u: u @ A, torch.stack([V[0], 0*V[0]]), 3)
 
 
 def test_nothing_is_read_between_steps():
-    "A value read from the device stops a GPU; here that is `aten._local_scalar_dense`. One look at the start, none a step."
+    "A value read from the device stops a GPU; here that is `_local_scalar_dense`. One look at the start, none a step."
     from torch.utils._python_dispatch import TorchDispatchMode
     class Reads(TorchDispatchMode):
         n = 0
@@ -121,8 +125,10 @@ def test_nothing_is_read_between_steps():
 
 def test_density_side_by_side(exact, monkeypatch):
     "The whole density, probes together: the same as one after another, and in halves where memory is short."
-    state,want = exact[0],spectrum.fn(exact[0], DATA, probes=5, steps=12)
-    whole,at_once = Hessian,[]
+    state = exact[0]
+    want = spectrum.fn(state, DATA, probes=5, steps=12)
+    whole = Hessian
+    at_once = []
     def on_gpu(*a, **kw): return whole(*a, **kw, side=True)
     def tight(matvec, v, steps):
         if len(v) > 2: raise torch.OutOfMemoryError('too much')
@@ -132,11 +138,13 @@ def test_density_side_by_side(exact, monkeypatch):
     for limit in (False, True):
         if limit: monkeypatch.setattr(curvature, 'lanczos', tight)
         got = spectrum.fn(state, DATA, probes=5, steps=12)
-        assert got['products'] == want['products'] == 60 and got['highest'] == pytest.approx(want['highest'], rel=1e-4)
+        assert got['products'] == want['products'] == 60
+        assert got['highest'] == pytest.approx(want['highest'], rel=1e-4)
         assert got['trace'] == pytest.approx(want['trace'], rel=1e-3, abs=1e-3)
         assert got['lowest'] == pytest.approx(want['lowest'], rel=1e-4)
     assert at_once == [2, 1, 2]
-    monkeypatch.setattr(curvature, 'lanczos', lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError('none at all')))
+    def full(*_): raise torch.OutOfMemoryError('none at all')
+    monkeypatch.setattr(curvature, 'lanczos', full)
     with pytest.raises(torch.OutOfMemoryError): spectrum.fn(state, DATA, probes=5, steps=12)
 
 
@@ -144,7 +152,9 @@ def test_density_of_a_network_against_its_exact_spectrum(exact):
     state,_,full = exact
     want = torch.linalg.eigvalsh(full)
     got = spectrum.fn(state, DATA, probes=20, steps=50)
-    assert got['batchnorm'] == 'batch' and got['n'] == len(want) and got['examples'] == 128
+    assert got['batchnorm'] == 'batch'
+    assert got['n'] == len(want)
+    assert got['examples'] == 128
     assert got['lowest'] == pytest.approx(float(want[0]), rel=1e-3)
     assert got['highest'] == pytest.approx(float(want[-1]), rel=1e-3)
     assert abs(got['trace'] - float(full.trace())) < 4*got['trace_error']
@@ -185,7 +195,8 @@ def test_images():
     g = torch.Generator().manual_seed(0)
     before = {k: v.clone() for k,v in state['buffers'].items()}
     H = _images(state, g)
-    u,v = H.start(0),H.start(1)
+    u = H.start(0)
+    v = H.start(1)
     assert float(u @ (H @ v)) == pytest.approx(float(v @ (H @ u)), rel=1e-8)
     assert all(torch.equal(before[k], v) for k,v in state['buffers'].items())
 
@@ -207,7 +218,8 @@ def test_products_are_differences_of_gradients(exact):
         parts = zip(H.params.items(), flat.split(H.sizes))
         return H.loss({k: q.view_as(p) for (k,p),q in parts}, *H.batches[0])
     slope = torch.func.grad(loss_at)
-    w,v = torch.cat([p.detach().reshape(-1) for p in H.params.values()]),H.start(0)
+    w = torch.cat([p.detach().reshape(-1) for p in H.params.values()])
+    v = H.start(0)
     assert torch.allclose((slope(w + 1e-6*v) - slope(w - 1e-6*v))/2e-6, full @ v, atol=1e-7)
     assert torch.allclose(torch.func.jvp(slope, (w,), (v,))[1], full @ v, atol=1e-10)
 

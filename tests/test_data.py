@@ -118,12 +118,15 @@ def test_gather_can_be_captured(tmp_path):
 def test_offsets_and_flips_are_uniform_and_independent():
     a = D.augmentation(162000, 9, 0)
     cells = torch.bincount(a[:, 0] * 18 + a[:, 1] * 2 + a[:, 2], minlength=162).double()
-    assert len(cells) == 162 and float(((cells - 1000) ** 2 / 1000).sum()) < 161 + 5 * 322 ** .5
+    assert len(cells) == 162
+    assert float(((cells - 1000) ** 2 / 1000).sum()) < 161 + 5 * 322 ** .5
 
 # handles
 def test_a_handle_is_its_content():
     h = D.mnist(root='/nowhere', train=10)
-    assert h == D.mnist(train=10) and hash(h) == hash(D.mnist(train=10)) and pickle.loads(pickle.dumps(h)) == h
+    assert h == D.mnist(train=10)
+    assert hash(h) == hash(D.mnist(train=10))
+    assert pickle.loads(pickle.dumps(h)) == h
     counted = [f.name for f in fields(h) if f.metadata.get('identity', True)]
     assert counted == ['name', 'sha256', 'train', 'test', 'scaling']
     assert '/nowhere' not in repr(h)
@@ -132,7 +135,8 @@ def test_a_handle_is_its_content():
 def test_epochs_are_known_without_the_data():
     handles = D.mnist(), D.cifar10(), D.cifar10(train=7), D.mnist1d()
     assert [h.examples for h in handles] == [60000, 50000, 7, 4000]
-    assert D.Dataset('mine', '0' * 64).examples is None and replace(D.cifar10(train=7), train=None).examples == 50000
+    assert D.Dataset('mine', '0' * 64).examples is None
+    assert replace(D.cifar10(train=7), train=None).examples == 50000
 
 @pytest.mark.parametrize('bad', [dict(train=0), dict(train=60001), dict(train=True), dict(train='5'), dict(test=10001),
     dict(test=0), dict(scaling='imagenet'), dict(scaling=None)])
@@ -174,7 +178,8 @@ def test_damaged_mnist_is_refused_by_name(tmp_path, monkeypatch, part, how):
     else: f.write_bytes(dict(short=whole[:-1], long=whole + b'0', empty=b'')[how])
     D.loaded.clear()
     with pytest.raises(D.CorruptData, match=f.name) as e: D.mnist(tmp_path).load()
-    assert isinstance(e.value, ValueError) and sum(g.name in str(e.value) for g in raw.iterdir()) == 1
+    assert isinstance(e.value, ValueError)
+    assert sum(g.name in str(e.value) for g in raw.iterdir()) == 1
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
 def test_damaged_npz_is_refused_by_name(tmp_path, monkeypatch, save):
@@ -259,7 +264,8 @@ def test_mnist1d_is_the_published_one():
     theirs = pytest.importorskip('mnist1d.data').make_dataset()
     d = D.mnist1d().load()
     for s, x, y in ((d.train, 'x', 'y'), (d.test, 'x_test', 'y_test')):
-        assert np.abs(s.x[:, 0].numpy() - theirs[x]).max() <= .5 / 4096 + 1e-6 and (s.y.numpy() == theirs[y]).all()
+        assert np.abs(s.x[:, 0].numpy() - theirs[x]).max() <= .5 / 4096 + 1e-6
+        assert (s.y.numpy() == theirs[y]).all()
 
 def test_mnist1d_leaves_global_generators_alone():
     def seed():
@@ -293,7 +299,8 @@ def test_crops_and_flips_pixel_by_pixel(images):
         p[:, 4:20, 4:20] = plain[i]
         im = p[:, dy:dy + 16, dx:dx + 16]
         assert torch.equal(x[k], im.flip(2) if f else im)
-    assert torch.equal(y, images.train.y[index]) and x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, images.train.y[index])
+    assert x.is_contiguous(memory_format=torch.channels_last)
 
 def test_normalisation_is_torchvisions(images):
     F = pytest.importorskip('torchvision.transforms.functional')
@@ -311,13 +318,15 @@ def test_measured_moments(tmp_path):
     a = arrays(n=400, side=8)
     d = D.npz(saved(tmp_path/'a.npz', a)).load()
     x = a['train_images'].reshape(-1, 3) / 255
-    assert np.allclose(d.mean, x.mean(0), atol=6e-5) and np.allclose(d.std, x.std(0), atol=6e-5)
+    assert np.allclose(d.mean, x.mean(0), atol=6e-5)
+    assert np.allclose(d.std, x.std(0), atol=6e-5)
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_dtypes(images, dtype):
     crops = D.augmentation(50, 0, 0)
     x, ref = (images.gather(torch.arange(50), crops, dtype=t)[0] for t in (dtype, torch.float32))
-    assert x.dtype == dtype and torch.allclose(x.float(), ref, atol=1e-5 if dtype == torch.float64 else 3e-2)
+    assert x.dtype == dtype
+    assert torch.allclose(x.float(), ref, atol=1e-5 if dtype == torch.float64 else 3e-2)
 
 @pytest.mark.parametrize('batch', [1, 7, 20, 50])
 def test_any_step_can_be_entered(images, batch):
@@ -325,7 +334,9 @@ def test_any_step_can_be_entered(images, batch):
     through = [b[s] for s in range(160 // batch + 1)]
     for s in torch.randperm(len(through), generator=torch.Generator().manual_seed(0)).tolist():
         x, y = images.batches(batch, 5, augment=True)[s]
-        assert torch.equal(x, through[s][0]) and torch.equal(y, through[s][1]) and len(y) == batch
+        assert torch.equal(x, through[s][0])
+        assert torch.equal(y, through[s][1])
+        assert len(y) == batch
     seen = torch.cat([b.indices(s)[0] for s in range(len(through))])[:150]
     for e in range(3): assert torch.equal(seen[e * 50:e * 50 + 50], D.permutation(50, 5, e))
 
@@ -387,7 +398,9 @@ def test_tiny_imagenets_validation_table(tmp_path):
     table = ''.join(f'{file}\t{label}\t0\t0\t1\t1\n' for file, label in rows)
     (root/'val'/'val_annotations.txt').write_text(table)
     d = D.tiny_imagenet(tmp_path).load()
-    assert d.classes == 2 and d.test.y.tolist() == [1, 0, 0] and d.shape == (3, 64, 64)
+    assert d.classes == 2
+    assert d.test.y.tolist() == [1, 0, 0]
+    assert d.shape == (3, 64, 64)
 
 def test_stream(tmp_path):
     pytest.importorskip('PIL')
@@ -398,15 +411,19 @@ def test_stream(tmp_path):
     s = h.load()
     b = s.batches(4, 7)
     through = [b[i] for i in range(7)]
-    assert through[0][0].shape == (4, 3, 16, 16) and h.examples == 18 and s.classes == 3
+    assert through[0][0].shape == (4, 3, 16, 16)
+    assert h.examples == 18
+    assert s.classes == 3
     for i in (6, 0, 3):
         x, y = s.batches(4, 7)[i]
-        assert torch.equal(x, through[i][0]) and torch.equal(y, through[i][1])
+        assert torch.equal(x, through[i][0])
+        assert torch.equal(y, through[i][1])
     c = s.batches(4, 7, workers=2)
     assert all(torch.equal(c[i][0], through[i][0]) for i in (2, 3, 4))
     assert not torch.equal(s.batches(4, 8)[0][0], through[0][0])
     whole = torch.cat([x for x, _ in s.evaluation(size=4)])
-    assert whole.shape == (6, 3, 16, 16) and torch.equal(whole[:3], torch.cat([x for x, _ in s.evaluation(limit=3)]))
+    assert whole.shape == (6, 3, 16, 16)
+    assert torch.equal(whole[:3], torch.cat([x for x, _ in s.evaluation(limit=3)]))
     with pytest.raises(ValueError, match='augment'): s.batches(4, 7, augment=False)
     (tmp_path/'imagenet'/'train'/'x'/'0.png').write_bytes(b'x' * 10)
     with pytest.raises(D.CorruptData): replace(h, train=5).load()

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from lth_nb import early_phase as ep, networks as nets
 from lth_nb.claims import Verdict, together
 from lth_nb.data import Data, Split, Turned, augmentation, blur, blurred, cifar10, mnist, mnist1d, random_labels, rotations
-from lth_nb.early_phase import pearson
+from lth_nb.figures.early_phase import pearson
 from lth_nb.experiment import compute, missing, nodes_in
 from lth_nb.figures import early_phase as figs
 from lth_nb.figures.kit import FIGURES, accuracies
@@ -264,11 +264,11 @@ def test_telemetry_takes_the_gradient(store):
 def test_saturation():
     ks,rng = (0, 10, 100, 1000),np.random.default_rng(0)
     a = np.array([[80, 85, 90, 90.1]]) + rng.normal(0, .1, (6, 4))
-    k,lo,hi = ep.saturation(ks, a)
+    k,lo,hi = figs.saturation(ks, a)
     assert lo <= k <= hi and 10 < k < 100
-    assert math.isnan(ep.saturation(ks, a[:, ::-1])[0]) and math.isnan(ep.saturation(ks, a[:2])[1])
+    assert math.isnan(figs.saturation(ks, a[:, ::-1])[0]) and math.isnan(figs.saturation(ks, a[:2])[1])
     lucky = [[90, 90, 90, 91]] + 3*[[90, 85, 84, 80]]   # one seed of four gains: most resamples do not, and count
-    assert ep.saturation(ks, lucky)[2] in (math.inf, math.nan) or math.isnan(ep.saturation(ks, lucky)[2])
+    assert figs.saturation(ks, lucky)[2] in (math.inf, math.nan) or math.isnan(figs.saturation(ks, lucky)[2])
 
 
 def test_pearson():

@@ -1,12 +1,12 @@
-"""The engine: every way of running against a plain loop, alone and among others, memory, hooks, evaluation in place."""
-import math, time
+"""The engine: every way of running against a plain loop, alone and among others, hooks, evaluation in place."""
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest, torch, torch.nn.functional as F
 from lth_nb import networks as nets
 from lth_nb.engine import WINDOW, Lane, Probe, Replica, Trace, Weights, adam, module_of, sgd
-from lth_nb.experiment import Fleet, Progress, Store, compute, workers
+from lth_nb.experiment import Fleet, Store, compute
 from lth_nb.training import Recipe, evaluate, init, interpolate, line, train
 from helpers import (ADAM, KINDS, MORE_KINDS, SGD, assert_close, conv, far, identical, image_task, mlp, plain_loop,
                      plus_zero, pruned_places, random_mask, same, toy)
@@ -98,7 +98,9 @@ def test_updates_with_a_mask_are_pytorchs_where_weights_live(rule):
     theirs = torch.nn.Parameter(ours.clone())
     if rule == 'sgd': optimizer = torch.optim.SGD([theirs], lr=.1, momentum=.9, weight_decay=.01)
     else: optimizer = torch.optim.Adam([theirs], lr=.1, weight_decay=.01)
-    first, second, count = zeros(), zeros(), zeros(1)
+    first = zeros()
+    second = zeros()
+    count = zeros(1)
     for _ in range(5):
         grad = draw()
         theirs.grad = grad*(keep != 0)
@@ -173,55 +175,6 @@ def test_alone_and_among_others(tmp_path):
     assert alone[17]['diverged'] < 50
     assert 'diverged' not in alone[2], 'one that diverges leaves the others alone'
     assert not identical(alone[2], alone[5])
-
-
-def finish(fleet, calls):
-    "Futures of calls, all of them done."
-    futures = [fleet.submit(call) for call in calls]
-    while not all(f.done() for f in futures): fleet.turn()
-    return futures
-
-def some_work(n):
-    "A piece of work that is done when it has been asked for `n` times."
-    left = [n]
-    def work():
-        left[0] -= 1
-        return left[0] <= 0
-    return work
-
-@pytest.mark.parametrize('most', (4, 2, 1))
-def test_a_fleet_takes_turns(most):
-    "All are begun before the first has ended; at most `most` at a time."
-    running, peak = set(), []
-    def call(n):
-        def go():
-            running.add(n)
-            peak.append(len(running))
-            work = some_work(9)
-            yield work
-            yield work
-            running.remove(n)
-            return n*n
-        return go
-    futures = finish(Fleet(most), [call(n) for n in range(4)])
-    assert [f.result() for f in futures] == [0, 1, 4, 9]
-    assert max(peak) == most
-
-
-def test_errors_in_a_fleet_stay_with_their_call():
-    "In the step, and in the work that it yields; a step may also catch what its work raises."
-    def early():
-        raise ValueError('early')
-        yield
-    def late():
-        yield lambda: 1/0
-    def brave():
-        try: yield lambda: 1/0
-        except ZeroDivisionError: return 'caught'
-    first, second, third = finish(Fleet(3), [early, late, brave])
-    assert 'early' in str(first.exception())
-    assert isinstance(second.exception(), ZeroDivisionError)
-    assert third.result() == 'caught'
 
 
 # ------------------------------------------------------------------ the lane of a GPU, steps run instead of recorded
@@ -339,101 +292,6 @@ def test_a_fleet_of_lanes(tmp_path, monkeypatch):
     for a,b in zip(alone, many):
         if 'weights' not in a: continue
         assert (a['step'], a.get('diverged')) == (b['step'], b.get('diverged'))
-
-
-# ------------------------------------------------------------------ memory
-
-def test_no_more_replicas_than_fit(capsys):
-    "The first call shows what one takes; the others wait for their place, and a line says so."
-    memory, running, peak = [10*2**30], [0], [0]
-    def call():
-        memory[0] -= 3*2**30
-        running[0] += 1
-        peak[0] = max(peak[0], running[0])
-        yield some_work(5)
-        memory[0] += 3*2**30
-        running[0] -= 1
-    fleet = Fleet(16, free=lambda: memory[0])
-    finish(fleet, 6*[call])
-    assert peak[0] == 2
-    assert memory[0] == 10*2**30
-    assert fleet.need == 3*2**30
-    said = capsys.readouterr().out
-    assert said.count('side by side') == 1
-    for words in ('2 calls', '3.00 GiB', '4.00 GiB'): assert words in said
-
-
-def test_out_of_memory_is_no_crash(capsys):
-    "A call that meets it beside others begins again when there is room."
-    running, tries = set(), []
-    def call(n):
-        def go():
-            tries.append(n)
-            running.add(n)
-            try:
-                yield lambda: True
-                if len(running) > 2: raise torch.OutOfMemoryError('no room')
-                for _ in range(5): yield lambda: True
-                return n
-            finally: running.remove(n)
-        return go
-    fleet = Fleet(16)
-    futures = finish(fleet, [call(n) for n in range(5)])
-    assert sorted(f.result() for f in futures) == list(range(5))
-    assert len(tries) > 5
-    assert fleet.most < 5
-    assert 'out of memory: from here on' in capsys.readouterr().out
-
-
-def test_out_of_memory_alone_is_an_error():
-    def call():
-        raise torch.OutOfMemoryError('far too large')
-        yield
-    future, = finish(Fleet(16), [call])
-    assert 'far too large' in str(future.exception())
-
-
-def test_processes_are_as_many_as_memory_holds(monkeypatch):
-    "By the most that a worker has taken so far; without workers, or without Linux, all of them."
-    files = {'/proc/1/status': 'VmHWM:  4000000 kB\nVmRSS: 1000000 kB\n',
-             '/proc/2/status': 'VmHWM: 1000000 kB\nVmRSS: 500000 kB\n',
-             '/proc/meminfo': 'MemTotal: 9 kB\nMemAvailable: 3000000 kB\n'}
-    import io
-    monkeypatch.setattr(workers, 'open', lambda f: io.StringIO(files[f]), raising=False)
-    assert workers.processes_that_fit([1, 2], 2) == 1
-    files['/proc/meminfo'] = 'MemAvailable: 7000000 kB\n'
-    assert workers.processes_that_fit([1, 2], 2) == 2
-    assert workers.processes_that_fit([1, 2], 8) == 2
-    assert workers.processes_that_fit([], 2) == 2
-    def gone(f): raise FileNotFoundError(f)
-    monkeypatch.setattr(workers, 'open', gone, raising=False)
-    assert workers.processes_that_fit([3], 5) == 5
-
-
-# ------------------------------------------------------------------ progress
-
-def test_progress_counts_steps(tmp_path, capsys):
-    "Steps a second over all replicas, workers' steps included."
-    runs = [train(init(mlp, seed=seed), toy, replace(ADAM, steps=300), order=0) for seed in range(3)]
-    compute([run.at('end') for run in runs], store=Store(tmp_path), workers=2)
-    said = capsys.readouterr().out
-    assert '3/3 calls' in said
-    assert 'steps/s' in said
-
-
-def test_progress_tells_the_time_left():
-    counted = [0]
-    progress = Progress(4, steps=1000, counted=lambda: counted[0])
-    counted[0] = 250
-    progress.n = 1
-    progress.start = time.monotonic() - 10
-    assert progress.speed() == pytest.approx((25, 30), rel=.05)
-
-
-def test_the_size_of_a_trajectory_is_its_last_step():
-    run = train(init(mlp, seed=0), toy, replace(ADAM, steps=300), order=0)
-    wanted = [run.at(20), run.watch([5, 80], evaluate, data=toy)]
-    assert run.node.step.size(wanted) == 80
 
 
 # ------------------------------------------------------------------ hooks
@@ -577,12 +435,13 @@ def test_cuda_alone_and_among_others(images, tmp_path):
     "The same bits among 31 others, from the start or resumed."
     recipe = Recipe(230, batch=8, lr=.05, augment=True, precision='bf16')
     runs = [train(init(nets.resnet20, seed=seed), images[1], recipe, order=seed) for seed in range(32)]
-    here, there = Store(tmp_path/'alone'), Store(tmp_path/'among')
-    alone = compute([runs[5].at(120), runs[5].at('end')], store=here, device='cuda', workers=1, quiet=True)
+    one = runs[5]
     wanted = [run.at(when) for run in runs for when in (120, 'end')]
-    among = compute(wanted, store=there, device='cuda', workers=32, quiet=True)
+    store = Store(tmp_path/'among')
+    alone = compute([one.at(120), one.at('end')], store=Store(tmp_path/'alone'), device='cuda', workers=1, quiet=True)
+    among = compute(wanted, store=store, device='cuda', workers=32, quiet=True)
     assert identical(alone, among[10:12])
-    fork = compute(train(runs[5].at(120), images[1], recipe, order=5).at('end'), store=there, device='cuda', quiet=True)
+    fork = compute(train(one.at(120), images[1], recipe, order=5).at('end'), store=store, device='cuda', quiet=True)
     assert same(fork, alone[1], ('weights', 'buffers'))
 
 
@@ -623,7 +482,8 @@ def test_cuda_graphs_are_the_plain_loop(images, name, optimizer):
                     augment=aug, precision='fp64')
     mask = random_mask(network)
     n = WINDOW + 35 if network is nets.lenet_300_100 else 12   # a BatchNorm network drifts apart even in float64
-    ends, norms = [], []
+    ends = []
+    norms = []
     for device in ('cpu', 'cuda'):
         trace = Trace(norm=norm)
         rep = Replica(init.fn(network, 0), data, recipe, 1, 0, mask=mask, device=device, hooks=[trace])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, notebooks
 
 CHECKED = False # True once every room is rebuilt
 WIDTH = 120 # Characters of a line
@@ -14,12 +14,11 @@ CELL = 40 # Lines of an exported cell, at most
 MEDIAN = 12 # Lines of an exported cell, in the middle
 
 pytestmark = pytest.mark.skipif(not CHECKED, reason='the rooms are being rebuilt')
-NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 
 def _cells(kind):
     "(where it stands, lines) of every cell of a kind."
-    for file in NOTEBOOKS:
+    for file in notebooks():
         for i, cell in enumerate(json.loads(file.read_text())['cells']):
             where = f'{file.relative_to(ROOT/"nbs")}, cell {i}'
             if cell['cell_type'] == kind: yield where, ''.join(cell['source']).split('\n')

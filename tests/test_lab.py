@@ -117,7 +117,8 @@ def _run_all(page, wanted):
 
 def test_the_explorer_moves(lab, tmp_path):
     "Each slider changes the picture and the number beside it; no cell fails, and nothing is asked of another machine."
-    away, broken = [], []
+    away = []
+    broken = []
     with _page(lab, tmp_path/'profile', away, broken) as page:
         sliders = page.locator('.jp-OutputArea [role=slider]')
         _run_all(page, sliders.first)
@@ -136,4 +137,5 @@ def test_the_explorer_moves(lab, tmp_path):
     failed = [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr']
     assert all(cell['execution_count'] for cell in cells)
     assert not failed, json.dumps(failed)[:2000]
-    assert not away and not broken, (away[:3], broken[:3])
+    assert not away, away[:3]
+    assert not broken, broken[:3]

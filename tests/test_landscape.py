@@ -10,7 +10,8 @@ from lth_nb.networks import Network
 from lth_nb.recipes import Recipe
 from lth_nb.training import evaluate, init, train
 
-DATA,NET = mnist1d(train=128, test=64),Network('mnist1d_conv', width=8)
+DATA = mnist1d(train=128, test=64)
+NET = Network('mnist1d_conv', width=8)
 
 
 def short(mask=None):
@@ -50,7 +51,8 @@ def test_map_equals_one_network_a_place(store, rule):
 def test_pruned_weights_stay_zero_on_the_map():
     "The plane lies in the space of the mask: no place of the map has a pruned weight."
     g = torch.Generator().manual_seed(0)
-    path = torch.randn(6, 50, generator=g); path[:, 20:] = 0
+    path = torch.randn(6, 50, generator=g)
+    path[:, 20:] = 0
     assert plane(path)['axes'][:, 20:].abs().max() < 1e-7
 
 
@@ -61,23 +63,29 @@ def test_the_end_is_where_it_was(store):
     p = Probe(NET, DATA.load())
     v = p.vector(compute(states[-1], store=store, quiet=True))
     assert float(map_loss(p, v, torch.zeros(2, len(v)), [0.], [0.]))/128 == pytest.approx(e['train']['loss'], rel=1e-5)
-    assert m['explained'][0] >= m['explained'][1] and sum(m['explained']) <= 1 + 1e-6
+    assert m['explained'][0] >= m['explained'][1]
+    assert sum(m['explained']) <= 1 + 1e-6
     with pytest.raises(ValueError, match='points=2'): landscape.fn([None], DATA, points=2)
     with pytest.raises(ValueError, match="use 'final'"): landscape.fn([None], DATA, batchnorm='other')
 
 
 def test_axis_goes_past_the_path():
     a = axis_of([0., 2.], 5, .5)
-    assert a[0] == -1 and a[-1] == 3 and len(a) == 5
+    assert a[0] == -1
+    assert a[-1] == 3
+    assert len(a) == 5
 
 
 def test_dent_against_all_pairs():
     "The sliced sum, against every pair by hand."
     f = np.random.default_rng(0).normal(size=(5, 6))
-    places,rise,n = list(itertools.product(range(5), range(6))),0.,0
+    places = list(itertools.product(range(5), range(6)))
+    rise = 0.
+    n = 0
     for (a,b),(c,d) in itertools.combinations(places, 2):
         if (a + c) % 2 or (b + d) % 2: continue
-        rise += max(0, f[(a + c)//2, (b + d)//2] - (f[a, b] + f[c, d])/2); n += 1
+        rise += max(0, f[(a + c)//2, (b + d)//2] - (f[a, b] + f[c, d])/2)
+        n += 1
     assert dent(f) == pytest.approx(rise/n/(f.max() - f.min()))
 
 

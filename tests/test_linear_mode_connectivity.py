@@ -14,7 +14,8 @@ from lth_nb.training import evaluate, init, train
 CHAPTER = [figure for figure in FIGURES.values() if figure.id.startswith('linear_mode_connectivity/')]
 QUICK = figures.cases('quick')
 CONV = named(QUICK, 'Conv') # 1,000 steps
-HIGH, LOW = (40, 42, 44), (.5, .6, .7) # barriers of three pairs
+HIGH = (40, 42, 44)   # barriers of three pairs
+LOW = (.5, .6, .7)
 
 
 def a_line(peak, ends=5., n=5):
@@ -99,7 +100,8 @@ def test_reset_starts_the_schedule_over():
 
 
 def test_controls_keep_their_half():
-    weights, masks = {}, {}
+    weights = {}
+    masks = {}
     for kind in lmc.KINDS: weights[kind], masks[kind] = lmc.subnetwork(CONV, 50, 0, kind)
     assert weights['imp'] == weights['prune'] != weights['reinit']
     assert masks['imp'] == masks['reinit'] != masks['prune']

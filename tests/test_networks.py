@@ -56,7 +56,8 @@ def test_forward_and_gradients(name, train):
     m = Network(name, classes=7).create(0).train(train)
     x = torch.randn(4, *Network(name).input, generator=torch.Generator().manual_seed(0))
     m(x).square().sum().backward()
-    assert m(x).shape == (4, 7) and all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
+    assert m(x).shape == (4, 7)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
     assert all(m.get_parameter(n).grad.abs().sum() > 0 for n in N.prunable(m))
 
 @pytest.mark.parametrize('name', ['resnet20', 'mobilenet_v2', 'vgg11', 'wrn_16_8'])
@@ -90,7 +91,8 @@ def test_distributions(init, normal, std):
     "Of a 3 x 3 convolution from 16 to 32 filters, of which we draw many."
     m = nn.Conv2d(16, 32, 3)
     w = torch.cat([N.initialise(m, s, init).weight.detach().flatten().clone() for s in range(40)]).double()
-    n, kurtosis = len(w), float((w / w.std()).pow(4).mean())
+    n = len(w)
+    kurtosis = float((w / w.std()).pow(4).mean())
     assert N.init_std(m, init)['weight'] == pytest.approx(std)
     assert abs(float(w.std()) / std - 1) < 5 / (2 * n) ** .5
     assert abs(float(w.mean())) < 5 * std / n ** .5
@@ -103,8 +105,13 @@ def test_batch_norm_starts(init):
     norms = [b for b in m.modules() if isinstance(b, nn.BatchNorm2d)]
     scale = torch.cat([b.weight.detach() for b in norms])
     if init == 'ones': assert (scale == 1).all()
-    else: assert 0 <= scale.min() and scale.max() <= 1 and .35 < scale.mean() < .65
-    for b in norms: assert (b.bias == 0).all() and (b.running_mean == 0).all() and (b.running_var == 1).all()
+    else:
+        assert 0 <= scale.min() <= scale.max() <= 1
+        assert .35 < scale.mean() < .65
+    for b in norms:
+        assert (b.bias == 0).all()
+        assert (b.running_mean == 0).all()
+        assert (b.running_var == 1).all()
 
 def test_lenets_first_two_modules():
     m = N.lenet_300_100.create(0)
@@ -122,7 +129,8 @@ def test_without_residual_is_a_chain():
 def test_one_network_has_one_name():
     assert replace(N.resnet20, width=16) == N.resnet20 == replace(N.resnet20, width=16.)
     assert pickle.loads(pickle.dumps(N.resnet20)) == N.resnet20
-    assert replace(N.resnet20, width=32) != N.resnet20 and len({getattr(N, n) for n in N.families}) == len(N.families)
+    assert replace(N.resnet20, width=32) != N.resnet20
+    assert len({getattr(N, n) for n in N.families}) == len(N.families)
     assert all(getattr(N, n).name == n for n in N.families)
 
 @pytest.mark.parametrize('bad,words', [(dict(name='resnet21'), 'resnet21.*resnet20'), (dict(classes=0), 'classes: 0'),
@@ -154,7 +162,8 @@ for workers in (1, 2): print(compute(ends, store=Store(f'{workers}'), workers=wo
     r = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert r.returncode == 0, r.stderr[-2000:]
     alone, among = r.stdout.splitlines()
-    assert alone == among and "'n': 64" in alone
+    assert alone == among
+    assert "'n': 64" in alone
 
 
 @pytest.mark.parametrize('net,words', [

@@ -7,9 +7,8 @@ from lth_nb.pruning import (densities, dense_mask, density, imp, kept, lowest, m
                             prunable_weights, prune, random_mask, remaining, shuffle_mask)
 from lth_nb.training import Recipe, init, train
 
+pytestmark = pytest.mark.usefixtures('on_cpu')
 
-@pytest.fixture(autouse=True)
-def _on_cpu(monkeypatch): monkeypatch.setenv('LTH_NB_DEVICE', 'cpu')
 
 def counts(mask): return {k: int(m.sum()) for k,m in mask.items()}
 
@@ -33,7 +32,8 @@ def by_hand(weights, fraction, mask, names):
 @pytest.mark.parametrize('scope', ('global', 'layer'))
 def test_counts_are_exact_in_every_round(sizes, fraction, scope):
     "Odd sizes, six rounds, every weight as a plain sort has it; nothing comes back."
-    w,mask = random_weights(*sizes),None
+    w = random_weights(*sizes)
+    mask = None
     groups = [list(w)] if scope == 'global' else [[k] for k in w]
     for n in range(6):
         before = mask or dense_mask(w)
@@ -43,7 +43,8 @@ def test_counts_are_exact_in_every_round(sizes, fraction, scope):
         for names in groups:
             left = sum(int(before[k].sum()) for k in names)
             assert sum(int(mask[k].sum()) for k in names) == left - round(fraction*left)
-        assert all(torch.equal(mask[k], expected[k]) and not bool((mask[k] & ~before[k]).any()) for k in w)
+        assert all(torch.equal(mask[k], expected[k]) for k in w)
+        assert not any((mask[k] & ~before[k]).any() for k in w)
         assert all(mask[k].dtype == torch.bool and mask[k].shape == w[k].shape for k in w)
         w = random_weights(*sizes, seed=n + 1)   # as if trained again
 
@@ -64,7 +65,9 @@ def test_ties_go_by_place():
         mask = magnitude_mask(same, .2, mask)
         left -= round(.2*left)
         flat = mask['w'].flatten()
-        assert kept(mask) == left and flat[-left:].all() and not flat[:-left].any()
+        assert kept(mask) == left
+        assert flat[-left:].all()
+        assert not flat[:-left].any()
 
 
 def test_zeros_that_were_pruned_do_not_count():
@@ -97,24 +100,31 @@ def test_masks_that_do_not_fit():
     with pytest.raises(ValueError, match="scope='all'.*global"): random_mask(dense_mask(w), 0, scope='all')
 
 def test_arguments_are_not_changed():
-    w,m = random_weights((9, 9)),{'l0.weight': torch.rand(9, 9) < .8}
-    w0,m0 = w['l0.weight'].clone(),m['l0.weight'].clone()
-    magnitude_mask(w, .5, m); random_mask(m, 0)
-    assert torch.equal(w['l0.weight'], w0) and torch.equal(m['l0.weight'], m0)
+    w = random_weights((9, 9))
+    m = {'l0.weight': torch.rand(9, 9) < .8}
+    w0 = w['l0.weight'].clone()
+    m0 = m['l0.weight'].clone()
+    magnitude_mask(w, .5, m)
+    random_mask(m, 0)
+    assert torch.equal(w['l0.weight'], w0)
+    assert torch.equal(m['l0.weight'], m0)
 
 
 @pytest.mark.parametrize('scope', ('global', 'layer'))
 def test_exempt_layers(scope):
     "They keep every weight, and are not among those of which a fraction goes; whatever happens to the others."
     w = {k: v.clone() for k,v in prunable_weights(init.fn(mnist1d_conv, 0)).items()}
-    first,last = list(w)[0],list(w)[-1]
+    first = list(w)[0]
+    last = list(w)[-1]
     w[last] *= 1e-6   # the smallest of all: they would go first
-    mask,n = None,sum(v.numel() for k,v in w.items() if k not in (first, last))
+    mask = None
+    n = sum(v.numel() for k,v in w.items() if k not in (first, last))
     left = n
     for _ in range(4):
         mask = magnitude_mask(w, .2, mask, scope, (first, last))
         left -= round(.2*left)
-        assert mask[first].all() and mask[last].all()
+        assert mask[first].all()
+        assert mask[last].all()
         if scope == 'global': assert kept(mask) - w[first].numel() - w[last].numel() == left
     assert all(0 < int(m.sum()) < m.numel() for k,m in mask.items() if k not in (first, last))
     assert not magnitude_mask(w, .2)[last].all()
@@ -132,7 +142,9 @@ def test_what_is_prunable(net):
 
 def test_density_of_fifteen_rounds_on_lenet():
     "266,200 weights, 0.8 to the 15th of them: 3.5 % remain, to the rounding of 15 rounds."
-    w,mask,left = prunable_weights(init.fn(lenet_300_100, 0)),None,266200
+    w = prunable_weights(init.fn(lenet_300_100, 0))
+    mask = None
+    left = 266200
     assert sum(v.numel() for v in w.values()) == left
     for n in range(1, 16):
         mask = magnitude_mask(w, .2, mask)
@@ -141,7 +153,8 @@ def test_density_of_fifteen_rounds_on_lenet():
         assert abs(density(mask) - .8**n) < .5*5/266200   # 0.5 a round, each shrinking by 0.8: below 2.5 weights
         assert remaining(n) == pytest.approx(100*.8**n)
     d = densities.fn(mask)
-    assert (d['kept'], d['total']) == (left, 266200) and d['density'] == left/266200
+    assert (d['kept'], d['total']) == (left, 266200)
+    assert d['density'] == left/266200
     assert d['layers'] == pytest.approx({k: int(m.sum())/m.numel() for k,m in mask.items()}, rel=1e-6)
 
 
@@ -152,21 +165,25 @@ def test_random_masks_keep_counts():
     last = list(w)[-1]
     for seed in range(3):
         r = random_mask(m, seed)
-        assert counts(r) == counts(m) and all(r[k].shape == m[k].shape and r[k].dtype == torch.bool for k in m)
+        assert counts(r) == counts(m)
+        assert all(r[k].shape == m[k].shape and r[k].dtype == torch.bool for k in m)
         assert all(torch.equal(r[k], random_mask(m, seed)[k]) for k in m)
         another = random_mask(m, seed + 1)
         assert any(not torch.equal(r[k], m[k]) for k in m)
         assert any(not torch.equal(r[k], another[k]) for k in m)
         g = random_mask(m, seed, 'global')
-        assert kept(g) == kept(m) and counts(g) != counts(m)
+        assert kept(g) == kept(m)
+        assert counts(g) != counts(m)
         for scope in ('layer', 'global'):
             e = random_mask(m, seed, scope, (last,))
-            assert torch.equal(e[last], m[last]) and kept(e) == kept(m)
+            assert torch.equal(e[last], m[last])
+            assert kept(e) == kept(m)
             assert any(not torch.equal(e[k], m[k]) for k in m)
 
 def test_random_masks_are_uniform():
     "Over many seeds every place is kept as often as any other, within 6 standard deviations."
-    m,n = {'w': torch.arange(40).view(5, 8) < 10},800
+    m = {'w': torch.arange(40).view(5, 8) < 10}
+    n = 800
     often = sum(random_mask(m, s)['w'].double() for s in range(n))
     assert float((often - n/4).abs().max()) < 6*(n*.25*.75)**.5
 
@@ -174,16 +191,18 @@ def test_random_masks_are_uniform():
 def test_imp_rounds(tmp_path):
     """Four rounds on a network that is really trained: exact counts, nested masks, and each round prunes the smallest
     of its own trained weights."""
-    data,r,k = mnist1d(train=128, test=64),Recipe(12, batch=32, lr=.1),3
-    w0 = init(mnist1d_conv, seed=0)
-    wk = train(w0, data, r, order=0).at(k)
+    data = mnist1d(train=128, test=64)
+    recipe = Recipe(12, batch=32, lr=.1)
+    k = 3
+    wk = train(init(mnist1d_conv, seed=0), data, recipe, order=0).at(k)
     ends = []
     def retrain(mask, n):
-        ends.append(train(wk, data, r, order=n, mask=mask).at('end'))
+        ends.append(train(wk, data, recipe, order=n, mask=mask).at('end'))
         return ends[-1]
     masks,states,start = compute([imp(retrain, 4), ends, wk], store=Store(tmp_path), workers=1, quiet=True)
     assert len(masks) == len(states) == 4
-    left,before = sum(m.numel() for m in masks[0].values()),None
+    left = sum(m.numel() for m in masks[0].values())
+    before = None
     for m,s in zip(masks, states):
         left -= round(.2*left)
         assert kept(m) == left
@@ -191,7 +210,7 @@ def test_imp_rounds(tmp_path):
         assert all(torch.equal(m[n], expected[n]) for n in m)
         if before: assert all(not bool((s['weights'][n][~before[n]] != 0).any()) for n in m)
         before = m
-    last = train(wk, data, r, order=9, mask=imp(retrain, 4)[-1])
+    last = train(wk, data, recipe, order=9, mask=imp(retrain, 4)[-1])
     rewound = compute(last.at(k), store=Store(tmp_path), workers=1, quiet=True)
     for n,w in start['weights'].items():
         assert torch.equal(rewound['weights'][n], w*masks[-1].get(n, 1)), 'survivors go back to step k'
@@ -241,7 +260,8 @@ def test_imp_and_random_masks_refuse_what_makes_no_sense():
 
 def test_pairwise_refuses_what_does_not_fit():
     from lth_nb.measures import overlap, pairwise
-    a,b = {'l': torch.randn(4, 5)},{'l': torch.randn(4, 5), 'm': torch.randn(2, 2)}
+    a = {'l': torch.randn(4, 5)}
+    b = {'l': torch.randn(4, 5), 'm': torch.randn(2, 2)}
     for nets in ([a, b], [b, a]):
         with pytest.raises(ValueError, match="different layers.*'m'"): pairwise(nets, .2)
     with pytest.raises(ValueError, match='no networks'): pairwise([], .2)

@@ -96,16 +96,19 @@ def test_paths_under_a_folder(published):
     assert published.paths('squ') == published.paths('nothing') == []
 
 def test_what_is_not_there(published):
-    assert not published.has('square/nothing') and not published.has('nothing/at/all')
+    assert not published.has('square/nothing')
+    assert not published.has('nothing/at/all')
     with pytest.raises(StoreError, match=r'no result square/nothing in .*square\.jsonl'):
         published.read('square/nothing')
 
 def test_a_folder_that_is_not_there(tmp_path):
-    assert Published(tmp_path/'nowhere').paths() == [] and not Published(tmp_path/'nowhere').has('square/x')
+    assert Published(tmp_path/'nowhere').paths() == []
+    assert not Published(tmp_path/'nowhere').has('square/x')
 
 def test_it_crosses_to_another_process(published):
     again = pickle.loads(pickle.dumps(published))
-    assert again.url == published.url and again.paths() == published.paths()
+    assert again.url == published.url
+    assert again.paths() == published.paths()
 
 def test_nothing_is_listed_or_read_twice(folder, monkeypatch):
     "A thousand questions are one listing, and one reading of each file; a copy in the same process reads nothing."
@@ -115,14 +118,17 @@ def test_nothing_is_listed_or_read_twice(folder, monkeypatch):
         f = getattr(p.files.fs, name)
         monkeypatch.setattr(p.files.fs, name, lambda *a, _name=name, _f=f, **k: (asked.append(_name), _f(*a, **k))[1])
     for _ in range(1000): p.has('square/nothing')
-    assert asked.count('find') == 1 and asked.count('cat_file') <= 1
+    assert asked.count('find') == 1
+    assert asked.count('cat_file') <= 1
     p.paths()
     before = asked.count('cat_file')
     again = pickle.loads(pickle.dumps(p))
-    assert again.read(square(3).path) == 9 and asked.count('cat_file') == before
+    assert again.read(square(3).path) == 9
+    assert asked.count('cat_file') == before
 
 def test_what_others_add_is_seen_after_a_refresh(folder, computed):
-    p, new = Published(folder), square(5)
+    p = Published(folder)
+    new = square(5)
     assert not p.has(new.path)
     compute(new, store=computed, workers=1, quiet=True)
     add_results(Published(folder), records([new], computed))
@@ -167,7 +173,8 @@ def test_damage_is_named(folder, change, line, said):
     "File, line, what is wrong, and what to do."
     file = damage(folder, change)
     with pytest.raises(StoreError, match=said) as e: ask(folder)
-    assert f'{file}, line {line or ""}' in str(e.value) and 'git checkout' in str(e.value)
+    assert f'{file}, line {line or ""}' in str(e.value)
+    assert 'git checkout' in str(e.value)
 
 def test_damage_in_one_file_is_no_harm_to_others(folder):
     damage(folder, lambda b: b[:-1])
@@ -204,7 +211,8 @@ def test_a_new_result_is_a_new_line(folder, computed):
 def test_what_is_published_stays_as_it_is(folder, computed):
     before = contents(folder)
     other = {n.path: {**record_of(n, computed), 'value': 'other'} for n in NODES}
-    assert add_results(Published(folder), other) == 0 and contents(folder) == before
+    assert add_results(Published(folder), other) == 0
+    assert contents(folder) == before
 
 @pytest.mark.parametrize('node,said', [(weights(3), 'holds tensors'), (diverged(1), 'a number that is not finite')])
 def test_what_is_not_for_publishing(folder, computed, node, said):
@@ -257,7 +265,8 @@ def test_killed_in_the_middle(tmp_path, folder, computed, at):
     found.write_bytes(pickle.dumps(records(NODES, computed)))
     p = subprocess.run([sys.executable, '-c', KILLED, tmp_path/'old', str(at), found], cwd=ROOT)
     assert p.returncode == -signal.SIGKILL
-    whole, there = contents(folder), Published(tmp_path/'old')
+    whole = contents(folder)
+    there = Published(tmp_path/'old')
     written = [name for name in ('layers', 'square', 'states', 'total')][:at - 1]
     for name in written: assert (tmp_path/'old'/f'{name}.jsonl').read_bytes() == whole[f'{name}.jsonl']
     assert there.paths() == sorted({NODES[0].path} | {n.path for n in NODES if n.step.name in written})
@@ -279,7 +288,8 @@ def test_an_expression_has_the_address_of_its_node(node):
 def test_another_expression_is_another_address(computed, old, new):
     record = record_of(TOTAL, computed)
     changed = [line.replace(old, new) for line in record['expression']]
-    assert changed != record['expression'] and flaws(TOTAL.path, record | dict(expression=changed))
+    assert changed != record['expression']
+    assert flaws(TOTAL.path, record | dict(expression=changed))
 
 @pytest.mark.parametrize('change', [
     dict(step='cube'), dict(version=1), dict(key='0'*20), dict(versions={'total': 1, 'square': 1}), dict(versions={}),
@@ -287,8 +297,10 @@ def test_another_expression_is_another_address(computed, old, new):
     dict(expression=[3]), dict(expression=['v0 = 1 +']), dict(expression=['v0 = total(numbers=open(1))']),
     dict(expression=['import os']), dict(value={'a': [1, math.nan]}), dict(made={'seconds': math.inf})])
 def test_a_flaw_is_found(computed, change):
-    path, record = TOTAL.path, record_of(TOTAL, computed)
-    assert flaws(path, record) == [] and len(flaws(path, record | change)) == 1
+    path = TOTAL.path
+    record = record_of(TOTAL, computed)
+    assert flaws(path, record) == []
+    assert len(flaws(path, record | change)) == 1
 
 @pytest.mark.parametrize('line', [
     'square(3)', 'square(4, x=3)', 'square(x=3, **{})', 'square(x=b"3")', 'square(x=...)', 'square(x=3)[x][y]',
@@ -314,7 +326,8 @@ HERE = Published(ROOT/'nbs/results')
 
 def test_every_published_result_is_at_its_address():
     "All keys worked out again from the expressions, all numbers finite."
-    assert len(HERE.paths()) > 3000 and all_flaws(HERE) == []
+    assert len(HERE.paths()) > 3000
+    assert all_flaws(HERE) == []
 
 def test_published_files_are_as_publish_writes_them():
     "One line a result, sorted, each as `result_line` has it: publishing again would change no byte."
@@ -336,7 +349,8 @@ def test_verify_names_every_flaw(folder, capsys):
     damage(folder, lambda b: b.replace(b'square(x=3)', b'square(x=30)').replace(b'square(x=4)', b'square(x=40)'))
     assert cli.main(['results', 'verify', '--in', str(folder)]) == 1
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 and {line.split(':')[0] for line in out} == {square(3).path, square(4).path}
+    assert len(out) == 2
+    assert {line.split(':')[0] for line in out} == {square(3).path, square(4).path}
 
 def test_verify_of_nothing(tmp_path, capsys):
     assert cli.main(['results', 'verify', '--in', str(tmp_path)]) == 1

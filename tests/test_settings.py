@@ -17,7 +17,8 @@ def ini(folder, text):
 
 
 def test_defaults(tmp_path):
-    assert find_settings(tmp_path) is None and settings() == Settings()
+    assert find_settings(tmp_path) is None
+    assert settings() == Settings()
     s = settings()
     assert (s.scale, s.data, s.results, s.published, s.device, s.workers) == ('quick', 'data', 'results', '', 'auto', 0)
 
@@ -27,7 +28,8 @@ def test_file_then_environment_then_keyword(tmp_path, monkeypatch):
     assert (settings().scale, settings().workers) == ('gpu', 3)
     monkeypatch.setenv('LTH_NB_SCALE', 'paper')
     assert (settings().scale, settings().workers) == ('paper', 3)
-    assert settings(scale='smoke').scale == 'smoke' and settings(scale=None).scale == 'paper'
+    assert settings(scale='smoke').scale == 'smoke'
+    assert settings(scale=None).scale == 'paper'
 
 
 def test_found_upwards_and_folders_are_the_files_own(tmp_path, monkeypatch):
@@ -35,7 +37,8 @@ def test_found_upwards_and_folders_are_the_files_own(tmp_path, monkeypatch):
     (tmp_path/'a/b').mkdir(parents=True)
     monkeypatch.chdir(tmp_path/'a/b')
     s = settings()
-    assert s.data == str(tmp_path.resolve()/'sets') and s.results == '/else/where'
+    assert s.data == str(tmp_path.resolve()/'sets')
+    assert s.results == '/else/where'
     monkeypatch.setenv('LTH_NB_RESULTS', 'mine')
     assert settings().results == str(tmp_path.resolve()/'mine')
     assert settings(results='here').results == 'here'
@@ -47,7 +50,8 @@ def test_default_folders_too_are_relative_to_the_file(tmp_path, monkeypatch):
     (tmp_path/'nbs/results').mkdir(parents=True)
     monkeypatch.chdir(tmp_path/'nbs')
     s = settings()
-    assert s.results == str(tmp_path.resolve()/'results') and s.data == str(tmp_path.resolve()/'data')
+    assert s.results == str(tmp_path.resolve()/'results')
+    assert s.data == str(tmp_path.resolve()/'data')
 
 
 @pytest.mark.parametrize('url', ['s3://bucket/results', 'memory://x', 'file:///tmp/x'])
@@ -86,7 +90,8 @@ def test_unknown_names_are_refused_and_the_known_ones_listed(tmp_path, monkeypat
 def test_bad_values_are_refused_with_what_would_be_right(monkeypatch, name, value, hint):
     monkeypatch.setenv('LTH_NB_' + name.upper(), value)
     with pytest.raises(ValueError, match=name) as e: settings()
-    assert repr(value).strip("'") in str(e.value) and hint in str(e.value)
+    assert repr(value).strip("'") in str(e.value)
+    assert hint in str(e.value)
 
 
 def test_sections_and_broken_files_are_refused_by_name(tmp_path):
@@ -99,7 +104,8 @@ def test_sections_and_broken_files_are_refused_by_name(tmp_path):
 def test_the_repositorys_own_file_is_good():
     from conftest import ROOT
     s = settings(ROOT)
-    assert s.scale == 'quick' and s.data == str(ROOT.resolve()/'data')
+    assert s.scale == 'quick'
+    assert s.data == str(ROOT.resolve()/'data')
 
 
 def test_empty_values_are_not_given(tmp_path, monkeypatch):

@@ -105,7 +105,8 @@ def test_no_markup_is_left(site):
             at = text.find(raw)
             assert at < 0, f'{f.name}: {raw!r} is printed: ...{text[max(0, at - 80):at + 80]}...'
     chapter = (site/'linear_mode_connectivity.html').read_text()
-    assert 'callout-note' in chapter and '<math' in chapter
+    assert 'callout-note' in chapter
+    assert '<math' in chapter
 
 
 def _pictures(notebook):
@@ -153,7 +154,11 @@ def test_citations_are_in_the_bibliography():
 
 def test_errors_are_one_line(tmp_path, copy):
     r = _site(tmp_path, 'docs', package=copy)
-    assert r.returncode == 1 and 'pyproject.toml' in r.stderr and 'Traceback' not in r.stderr
+    assert r.returncode == 1
+    assert 'pyproject.toml' in r.stderr
+    assert 'Traceback' not in r.stderr
     r = _site(copy, 'demo', 'nbs/no_such.ipynb', str(tmp_path))
-    assert r.returncode == 1 and 'no_such.ipynb' in r.stderr and 'Traceback' not in r.stderr
+    assert r.returncode == 1
+    assert 'no_such.ipynb' in r.stderr
+    assert 'Traceback' not in r.stderr
     assert not list(tmp_path.iterdir())

@@ -44,8 +44,11 @@ def test_each_condition_has_its_bound():
 def test_the_rates_that_decide_are_told():
     p = judge(runs(**SECONDARY))
     c3,c4,c5 = p.conditions[2:]
-    assert (c3.lr, c3.against) == (.03, .1) and c4.lr == c4.against and (c5.lr, c5.against) == (.03, .1)
-    assert c5.margin == pytest.approx(-1 + .5) and c5.holds is False
+    assert (c3.lr, c3.against) == (.03, .1)
+    assert c4.lr == c4.against
+    assert (c5.lr, c5.against) == (.03, .1)
+    assert c5.margin == pytest.approx(-1 + .5)
+    assert c5.holds is False
 
 
 @pytest.mark.parametrize('kind,n', [('RR', 3), ('small', 2), ('dense', 5)])
@@ -54,7 +57,8 @@ def test_a_missing_cell_is_not_guessed(kind, n):
     whole = runs(**JACKPOT)
     cut = [r for r in whole if not (r['run'] == kind and r['lr'] == .01)]
     p = judge(cut)
-    assert p.conditions[n - 1].holds is None and str(p) in ('not decided', 'secondary prize, Jackpot not decided')
+    assert p.conditions[n - 1].holds is None
+    assert str(p) in ('not decided', 'secondary prize, Jackpot not decided')
     assert 'lr 0.01' in p.conditions[n - 1].why
     part = [r for r in whole if not (r['run'] == kind and r['lr'] == .01 and r['seed'] == 2)]   # one seed of it gone
     assert judge(part).conditions[n - 1].holds is None
@@ -71,7 +75,8 @@ def test_a_missing_cell_does_not_save_what_is_lost():
 @pytest.mark.parametrize('level', (.95, None))
 def test_a_single_seed_decides_nothing(level):
     p = judge(runs(**JACKPOT, seeds=1), rules=Rules(level=level))
-    assert [c.holds for c in p.conditions] == [True, None, None, None, None] and str(p) == 'not decided'
+    assert [c.holds for c in p.conditions] == [True, None, None, None, None]
+    assert str(p) == 'not decided'
 
 
 def test_a_grid_of_one_rate():
@@ -95,7 +100,8 @@ def test_doors():
     assert str(judge(t, rules=Rules(decent=5.))) == 'no ticket'            # at .01 the dense network is hopeless
     assert str(judge(t, sparsity=.914, rules=Rules(sparsity=.95))) == 'no ticket'
     both = runs(dense=(88, 90, 92), LT=(88, 91, 91.8), RR=(80, 84, 86), small=(75, 80, 84), RR_OMP=(80, 91.7, 80))
-    assert str(judge(both)) == 'Jackpot' and str(judge(both, rules=Rules(rr='any'))) == 'no ticket'
+    assert str(judge(both)) == 'Jackpot'
+    assert str(judge(both, rules=Rules(rr='any'))) == 'no ticket'
 
 
 def test_the_better_searcher():
@@ -108,7 +114,8 @@ def test_the_better_searcher():
 
 def test_weight_rewinding_stands_in_for_the_ticket():
     t = runs(**SECONDARY, WR=(88, 91, 92))
-    assert str(judge(t)) == 'secondary prize' and str(judge(t, ticket='WR')) == 'Jackpot'
+    assert str(judge(t)) == 'secondary prize'
+    assert str(judge(t, ticket='WR')) == 'Jackpot'
 
 
 @pytest.mark.parametrize('bad,said', [
@@ -166,7 +173,8 @@ def test_runs_without_pairs():
     "Seeds that two kinds do not share decide nothing by pairs, and are told; as independent runs they can."
     t = [{**r, 'seed': r['seed'] + 10*(r['run'] != 'dense')} for r in runs(**SECONDARY)]
     p = judge(t)
-    assert [c.holds for c in p.conditions] == [True, True, True, None, None] and 'share 0 seeds' in p.conditions[3].why
+    assert [c.holds for c in p.conditions] == [True, True, True, None, None]
+    assert 'share 0 seeds' in p.conditions[3].why
     assert str(judge(t, rules=Rules(paired=False))) == 'secondary prize'
     # the same noise in both: pairs would cancel it
     noisy = [{**r, 'accuracy': r['accuracy'] + 4*(r['seed'] % 10 == 1)} for r in t]
@@ -180,7 +188,8 @@ def test_many_rates_are_many_chances():
     "A gap that is just clear at one rate of three is not when the level is shared among them."
     t = runs(dense=(90, 90, 90), LT=(85, 91.2, 85), RR=(90, 90, 90), small=(80, 80, 80))
     t = [{**r, 'accuracy': r['accuracy'] + (.25*(r['seed'] - 1) if r['run'] == 'LT' else 0)} for r in t]
-    assert judge(t).conditions[2].holds is True and judge(t, rules=Rules(corrected=True)).conditions[2].holds is None
+    assert judge(t).conditions[2].holds is True
+    assert judge(t, rules=Rules(corrected=True)).conditions[2].holds is None
     assert judge(t, rules=Rules(corrected=True), at=.03).conditions[2].holds is None
 
 

@@ -1,4 +1,4 @@
-"""Training: against a plain loop, and against itself when it is stopped, forked, rewound; errors, lines between networks."""
+"""Training: against a plain loop, and against itself stopped, forked, rewound; errors, lines between networks."""
 import math, time
 from dataclasses import replace
 
@@ -8,7 +8,8 @@ from lth_nb.data import mnist1d
 from lth_nb.experiment import Store, compute, missing, run_call, step
 from lth_nb.networks import mnist1d_mlp
 from lth_nb.pruning import prune
-from lth_nb.training import Recipe, Replica, evaluate, init, instability, interpolate, line, module_of, reestimate, train
+from lth_nb.training import (Recipe, Replica, evaluate, init, instability, interpolate, line, module_of, reestimate,
+                             train)
 from helpers import (ADAM, KINDS, MORE_KINDS, SGD, assert_close, conv, far, image_task, mlp, plain_loop, plus_zero,
                      pruned_places, random_mask, same, toy)
 
@@ -252,7 +253,8 @@ def test_an_infinite_gradient_does_not_wake_pruned_weights(optimizer):
 
 def test_pruned_weights_are_zero_in_every_stored_state(tmp_path):
     "All files of two rounds of pruning and rewinding, read from the disk."
-    store, mask = Store(tmp_path), None
+    store = Store(tmp_path)
+    mask = None
     rewind = train(init(conv, seed=0), toy, SGD, order=0).at(4)
     for order in range(3):
         t = train(rewind, toy, SGD, order=order, mask=mask)
@@ -434,7 +436,8 @@ def test_reestimate(pair):
 
 
 def test_no_line_between_different_networks():
-    a, b = init.fn(conv, 0), init.fn(mlp, 0)
+    a = init.fn(conv, 0)
+    b = init.fn(mlp, 0)
     with pytest.raises(ValueError, match='mnist1d_conv.*mnist1d_mlp'): interpolate(a, b, .5)
 
 
@@ -544,7 +547,8 @@ def twice(state): return {**state, 'weights': {name: 2*w for name,w in state['we
 
 def test_train_says_what_it_needs(tmp_path):
     "A start, data or recipe of the wrong kind is refused where it is written, not in a worker."
-    data, recipe = mnist1d(train=64, test=32), Recipe(4, batch=8)
+    data = mnist1d(train=64, test=32)
+    recipe = Recipe(4, batch=8)
     run = train(init(mnist1d_mlp, seed=0), data, recipe)
     for start, words in ((run, "run.at\\('end'\\)"), ([run.at('end')], 'init'), (3, 'init')):
         with pytest.raises(TypeError, match=words): train(start, data, recipe)

@@ -44,9 +44,9 @@ class Model:
         count = state['count'] if kept else 0   # steps that Adam's averages have seen
         self.count = torch.full((1,), count, dtype=torch.float64, device=device)
         self.keep = None if mask is None else bits_of(mask, self.weights, self.network['name'])
-        self.bury()
-    def bury(self):
-        "+0 where nothing lives."
+        self.apply_mask()
+    def apply_mask(self):
+        "Pruned weights, and what the optimiser remembers of them, to +0."
         if self.keep is None: return
         for t in (self.weights.vector, *self.slots.values()): t.view(self.keep.dtype).bitwise_and_(self.keep)
     def backward(self, x:Tensor, y:Tensor)->Tensor: # The loss
@@ -59,7 +59,7 @@ class Model:
         "NaN wherever something lives."
         statistics = [b for b in self.net.buffers() if b.is_floating_point()]
         for t in (self.weights.vector, *self.slots.values(), *statistics): t.fill_(math.nan)
-        self.bury()
+        self.apply_mask()
 
 # %% ../../nbs/lib/engine/step.ipynb #db2071af
 def snapshot(model:Model,
@@ -124,7 +124,7 @@ class Plain:
         rep.hooks.gradient(rep)
         self.optimizer.param_groups[0]['lr'] = self.lr[rep.step]
         self.optimizer.step()
-        model.bury()
+        model.apply_mask()
         rep.losses[rep.step % WINDOW] = loss
         rep.hooks.after(rep)
         if model.recipe.optimizer == 'adam': model.count += 1
