@@ -34,8 +34,8 @@ class ADMM:
     def projected(self, vector)->torch.Tensor:
         "Z for W + U = vector."
         z = vector.detach().clone()
-        keep = self.project({name: part.cpu() for name,part in self.parts(z).items()})
-        for name,part in self.parts(z).items(): part.mul_(keep[name].to(part.device))
+        keep = self.project({name: part.cpu() for name, part in self.parts(z).items()})
+        for name, part in self.parts(z).items(): part.mul_(keep[name].to(part.device))
         return z
     def stage(self, rho:float):
         "Begin with another rho: Z from W, U at zero."
@@ -63,12 +63,12 @@ def update_steps(edges:list, # What `stage_edges` gave
     every:int)->list: # Steps, in order
     "Where Z and U are updated: every so many steps of a stage, and at its end."
     at = set(edges[1:])
-    for begins,ends in zip(edges, edges[1:]): at |= set(range(begins + every, ends, every))
+    for begins, ends in zip(edges, edges[1:]): at |= set(range(begins + every, ends, every))
     return sorted(at)
 
 def stage_at(edges:list, step:int)->int:
     "The stage of the training that follows a step."
-    return max(j for j,begins in enumerate(edges[:-1]) if begins <= step)
+    return max(j for j, begins in enumerate(edges[:-1]) if begins <= step)
 
 # %% ../nbs/lib/admm.ipynb #e4f9bbf8
 class PulledRun:
@@ -132,6 +132,6 @@ def admm(start, data, recipe:Recipe, # The training within which W is pulled
         shelf.pause(run.checkpoint)
     state = run.replica.state()
     found = dict(mask=mask_of(prunable_weights(state), exempt), trace=run.trace, state={**state, 'slots': {}})
-    for item,value in found.items():
+    for item, value in found.items():
         if item in items: shelf.save(item, value)
     shelf.done()

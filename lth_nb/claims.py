@@ -72,7 +72,7 @@ def decide(samples, # Samples of the deciding size
 def within(samples, limit:float, # The size counts as zero if it lies between -limit and limit
     unit:str='points', why:str=''
     )->Verdict:
-    "Whether a size is about zero: yes if its whole interval is within the limit, no if wholly outside, else not decided."
+    "Whether a size is about zero: yes if its whole interval is within the limit, no if wholly outside, else open."
     mean, *interval = mean_interval(samples)
     under = lies_below(interval, limit)
     over = lies_below(interval, -limit)

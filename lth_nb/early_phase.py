@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCOPES', 'PERTURBATIONS', 'BASELINE', 'TASKS', 'SPARSE', 'init_of', 'dense', 'state_at', 'retrained', 'masks',
-           'ticket', 'score', 'ladder', 'saturation', 'exchange', 'survivors', 'refill', 'has_filters', 'permute',
-           'noisy', 'effective_std', 'perturbed', 'pearson', 'pretext', 'head_of', 'with_head', 'fresh_start',
-           'pretrained', 'sparse_start', 'headless', 'sparse_scores']
+           'ticket', 'score', 'ladder', 'exchange', 'survivors', 'refill', 'has_filters', 'permute', 'noisy',
+           'effective_std', 'perturbed', 'pretext', 'head_of', 'with_head', 'fresh_start', 'pretrained', 'sparse_start',
+           'headless']
 
 # %% ../nbs/01_early_phase.ipynb #87d1c434
-import math
 from dataclasses import replace
 from functools import lru_cache
-import numpy as np, torch
+import torch
 from torch import Tensor
 from .data import blurred, random_labels, rotations
 from .experiment import Node, step
@@ -60,30 +59,6 @@ def ladder(study, start:Node, first:int, seed:int, levels:int, fraction:float)->
     "Scores of the subnetworks that IMP finds when it rewinds to `start`, densest first."
     found = masks(study, start, first, seed, levels, fraction)
     return [score(study, start, first, seed, mask, level) for level, mask in enumerate(found)]
-
-# %% ../nbs/01_early_phase.ipynb #3ff72b44
-def _reaches(x, gain, part):
-    "Where a gain first has `part` of its best: between grid points by a straight line in x = log(1 + k)."
-    goal = part*gain.max()
-    if gain.max() <= 0: return math.nan
-    j = int(np.argmax(gain >= goal))
-    return float(np.expm1(x[j-1] + (x[j] - x[j-1])*(goal - gain[j-1])/(gain[j] - gain[j-1])))
-
-def saturation(ks, accuracies, # Rewinding steps; accuracies [seeds, ks]
-    part=.9, resamples=2000)->tuple[float,float,float]: # k, and its 95 % bootstrap interval
-    "The smallest k with `part` of the best mean benefit over k = 0; nan for none. No interval under three seeds."
-    accuracies = np.asarray(accuracies, float)
-    x = np.log1p(np.asarray(ks, float))
-    def first(seeds):
-        means = accuracies[seeds].mean(0)
-        return _reaches(x, means - means[0], part)
-    n = len(accuracies)
-    k = first(slice(None))
-    if math.isnan(k) or n < 3: return k, math.nan, math.nan
-    rng = np.random.default_rng(0)
-    again = np.array([first(rng.integers(0, n, n)) for _ in range(resamples)])
-    again[np.isnan(again)] = np.inf # no benefit in a resample: it saturates nowhere
-    return k, *map(float, np.quantile(again, (.025, .975), method='nearest'))
 
 # %% ../nbs/01_early_phase.ipynb #b3ddb9c5
 def exchange(weights:dict, mask:dict, # {name: tensor}, {name: bool}
@@ -184,20 +159,6 @@ def perturbed(state, mask, kind:str, start=None, seed:int=0
     new = {name: w.detach() for name, w in new.items()}
     return {**state, 'weights': {**state['weights'], **new}, 'slots': {}}
 
-# %% ../nbs/01_early_phase.ipynb #dcb6de75
-def pearson(x, y)->dict: # r, p, low and high: the 95 % bootstrap interval of r over the points, and n
-    "Pearson's correlation of paired values; nan for fewer than three points or a constant."
-    from scipy import stats
-    pairs = np.stack([np.asarray(x, float), np.asarray(y, float)])
-    x, y = pairs[:, np.isfinite(pairs).all(0)]
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return dict(r=math.nan, p=math.nan, low=math.nan, high=math.nan, n=len(x))
-    r, p = stats.pearsonr(x, y)
-    drawn = stats.bootstrap((x, y), lambda a, b: stats.pearsonr(a, b)[0], paired=True, vectorized=False,
-                            n_resamples=2000, method='percentile', rng=np.random.default_rng(0))
-    interval = drawn.confidence_interval
-    return dict(r=float(r), p=float(p), low=float(interval.low), high=float(interval.high), n=len(x))
-
 # %% ../nbs/01_early_phase.ipynb #250c1fe2
 TASKS = {'random labels': random_labels, 'rotation': rotations, 'blur': blurred,
          'blur and rotation': lambda data: rotations(blurred(data))}
@@ -258,18 +219,6 @@ def sparse_start(study, kind:str, seed:int)->tuple[Node,Node]: # State, mask
 def headless(mask, network:Network)->dict: # A mask
     "The mask without the output layer."
     return {name: kept for name, kept in mask.items() if name != head_of(network)[0]}
-
-def sparse_scores(study, kind:str, length)->list[Node]: # [seeds]
-    "Scores of sparsely pretrained subnetworks; with length 0, of those that were not. All train the full schedule."
-    data, network, recipe = pretext(study, 'rotation')
-    def scored(seed):
-        start, mask = sparse_start(study, kind, seed)
-        if length:
-            run = train(with_head(start, network, seed=seed), data, recipe, order=100*seed + 60, first=0,
-                        mask=headless(mask, network))
-            start = with_head(run.at(study.steps(length)), study.network, seed=10**6 + seed)
-        return score(study, start, 0, seed, mask, study.level)
-    return [scored(seed) for seed in range(study.seeds)]
 
 # %% ../nbs/01_early_phase.ipynb #0c5de482
 # Figures, studies and claims have notebooks of their own

@@ -380,7 +380,8 @@ def small_dense(network:Network,
     total, pool = counts(network, exempt)
     left = total - round(float(sparsity) * pool)
     def size(width): return counts(replace(network, width=width))[0]
-    low, high = .5, float(high)
+    low = .5
+    high = float(high)
     while high - low > .05:
         middle = (low + high) / 2
         if size(middle) < left: low = middle

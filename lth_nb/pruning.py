@@ -48,7 +48,7 @@ def lowest(scores:Tensor, # One dimension
 def dense_mask(weights:dict # {name: weight} of the prunable layers
     )->dict: # {name: all True}
     "The mask that prunes nothing."
-    return {name: torch.ones(w.shape, dtype=torch.bool, device=w.device) for name,w in weights.items()}
+    return {name: torch.ones(w.shape, dtype=torch.bool, device=w.device) for name, w in weights.items()}
 
 def kept(mask:dict)->int:
     "Number of weights that remain."
@@ -67,7 +67,7 @@ def check_mask(alive:Tensor, name:str):
 def _check_layers(scores, mask, scope, exempt):
     if mask.keys() != scores.keys():
         raise ValueError(f'mask and weights name different layers: {sorted(mask.keys() ^ scores.keys())}')
-    for name,alive in mask.items():
+    for name, alive in mask.items():
         if alive.shape != scores[name].shape:
             raise ValueError(f'the mask of {name} has shape {tuple(alive.shape)}, '
                              f'its weights {tuple(scores[name].shape)}')
@@ -107,7 +107,7 @@ def mask_of(scores:dict, # {name: scores of a layer's weights}: the lowest go
     for name in names:
         try: check_rankable(scores[name][mask[name]])
         except ValueError as e: raise ValueError(f'{name}: {e}') from None
-    pruned = {name: alive.clone() for name,alive in mask.items()}
+    pruned = {name: alive.clone() for name, alive in mask.items()}
     for group in ([names] if scope == 'global' else [[name] for name in names]):
         pruned |= _without_lowest(scores, {name: mask[name] for name in group}, fraction)
     return pruned
@@ -120,7 +120,7 @@ def magnitude_mask(weights:dict, # {name: weight} of the prunable layers
     exempt:tuple=() # Names of layers that are left alone
     )->dict: # A mask, within `mask`
     "Prune the weights of lowest magnitude among the survivors. Raises what `mask_of` raises."
-    return mask_of({name: w.abs() for name,w in weights.items()}, fraction, mask, scope, exempt)
+    return mask_of({name: w.abs() for name, w in weights.items()}, fraction, mask, scope, exempt)
 
 def prunable_weights(state:dict # A state, as training has it
     )->dict: # {name: weight}
@@ -139,7 +139,7 @@ def random_mask(mask:dict, # Its counts are kept
     _check_scope(scope)
     generator = torch.Generator().manual_seed(seed)
     names = [name for name in mask if name not in exempt]
-    shuffled = {name: alive.clone() for name,alive in mask.items()}
+    shuffled = {name: alive.clone() for name, alive in mask.items()}
     for group in ([names] if scope == 'global' else [[name] for name in names]):
         flat = _joined(mask[name] for name in group)
         flat = flat[torch.randperm(len(flat), generator=generator)]
@@ -161,7 +161,7 @@ def shuffle_mask(mask, seed, scope='layer', exempt=()):
 def densities(mask)->dict:
     "Kept and total weights, and the fraction kept in each layer."
     total = sum(alive.numel() for alive in mask.values())
-    layers = {name: float(alive.float().mean()) for name,alive in mask.items()}
+    layers = {name: float(alive.float().mean()) for name, alive in mask.items()}
     return dict(kept=kept(mask), total=total, density=density(mask), layers=layers)
 
 # %% ../nbs/lib/pruning.ipynb #51e9f524

@@ -81,7 +81,7 @@ class Recipe:
     precision:str='fp32' # 'fp32', 'bf16' (autocast, fp32 weights), 'tf32' (CUDA), 'fp64'
 
     def __post_init__(self):
-        for name,choices in CHOICES.items():
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices: raise ValueError(f'{name}={value!r}: use one of {", ".join(choices)}')
         for name in NUMBERS: object.__setattr__(self, name, number_of(name, getattr(self, name)))

@@ -13,6 +13,7 @@ ROOMS = {
     'plotting': [],
     'claims': [],
     'site': [],
+    'rooms': [],
     'running': ['settings'],
     'data': ['faces', 'settings'],
     'recipes': ['data'],
@@ -25,8 +26,8 @@ ROOMS = {
 # %% ../nbs/lib/rooms.ipynb #77721bae
 CHAPTERS = ['early_phase', 'linear_mode_connectivity', 'sanity_checks', 'weight_correlation']
 
-FOUNDATIONS = [room for room in ROOMS if room != 'site']
+FOUNDATIONS = [room for room in ROOMS if room not in ('rooms', 'site')]
 ROOMS['measures'] = FOUNDATIONS
 ROOMS |= {chapter: [*FOUNDATIONS, 'measures'] for chapter in CHAPTERS}
 ROOMS['figures'] = [*FOUNDATIONS, 'measures', *CHAPTERS]
-ROOMS['cli'] = ['figures', 'experiment', 'settings']
+ROOMS['cli'] = ['figures', 'experiment', 'rooms', 'settings']

@@ -29,7 +29,7 @@ def init(network:Network, seed:int)->dict: # A state at step 0
     if not isinstance(network, Network):
         raise TypeError(f'{network!r} is no network: use one of lth_nb.networks, such as networks.resnet20')
     net = network.create(seed)
-    weights = {name: p.detach() for name,p in net.named_parameters()}
+    weights = {name: p.detach() for name, p in net.named_parameters()}
     return dict(network=asdict(network), step=0, weights=weights, buffers=dict(net.named_buffers()), slots={}, count=0)
 
 # %% ../nbs/lib/training.ipynb #86980701
@@ -43,7 +43,7 @@ def step_of(item:str)->int: return int(item.removeprefix('at-'))
 def onto(x, device:str):
     "A structure with its tensors on a device."
     if isinstance(x, Tensor): return x.to(device)
-    if isinstance(x, dict): return {k: onto(v, device) for k,v in x.items()}
+    if isinstance(x, dict): return {k: onto(v, device) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return type(x)(onto(v, device) for v in x)
     return x
 
@@ -83,8 +83,8 @@ def from_checkpoint(shelf, after:int, states:set, # Steps whose states are wante
     at = kept['state']['step']
     if not after < at <= min(states, default=at): return None
     past = [watch.seen_in(kept) for watch in watches]
-    if any(s < at and s not in seen for watch,seen in zip(watches, past) for s in watch.item['watch']): return None
-    for watch,seen in zip(watches, past): watch.seen.update(seen)
+    if any(s < at and s not in seen for watch, seen in zip(watches, past) for s in watch.item['watch']): return None
+    for watch, seen in zip(watches, past): watch.seen.update(seen)
     return kept['state'], at
 
 # %% ../nbs/lib/training.ipynb #17784c60
@@ -224,7 +224,7 @@ def evaluate(state, data:Dataset, splits=('train', 'test'),
     probe.put(probe.vector(state))
     totals = {split: probe.measure(split, limit) for split in splits}   # none is waited for here
     out = {}
-    for split,total in totals.items():
+    for split, total in totals.items():
         wrong, loss = total.tolist()
         n = examples_in(probe.data, split, limit)
         out[split] = dict(error=100*wrong/n, loss=loss/n, n=n)
@@ -243,7 +243,7 @@ def interpolate(a:dict, b:dict, # States of one network
     "The point alpha of the way from `a` to `b`: (1 - alpha) a + alpha b, BatchNorm statistics included."
     check_same_network(a, b)
     def between(x, y): return torch.lerp(x, y, alpha) if x.is_floating_point() else x.clone()
-    def part(p): return {name: between(x, b[p][name]) for name,x in a[p].items()}
+    def part(p): return {name: between(x, b[p][name]) for name, x in a[p].items()}
     return {**a, 'weights': part('weights'), 'buffers': part('buffers'), 'slots': {}}
 
 # %% ../nbs/lib/training.ipynb #bcff7941
@@ -254,7 +254,7 @@ def along(probe:Probe, a:Tensor, b:Tensor, # The ends, as `Probe.vector` has the
     n = examples_in(probe.data, split, limit)
     ends = {i: torch.empty(n, dtype=torch.int64, device=a.device) for i in (0, len(alphas) - 1)}
     totals = []
-    for i,alpha in enumerate(alphas):
+    for i, alpha in enumerate(alphas):
         probe.lerp(a, b, alpha)
         if batchnorm == 'reestimated': probe.reestimate()
         totals.append(probe.measure(split, limit, ends.get(i)))
@@ -270,9 +270,9 @@ def along_mlp(probe:Probe, a:Tensor, b:Tensor, alphas:list, split:str, limit:int
     "The same for an MLP: its first layer at the two ends, the rest everywhere."
     totals = torch.zeros(len(alphas), 2, dtype=torch.float64)
     predictions = [[] for _ in alphas]
-    for x,y in probe.data.evaluation(split, probe.size, limit=limit):
+    for x, y in probe.data.evaluation(split, probe.size, limit=limit):
         first, last = (probe.put(end).net[:2](x) for end in (a, b))
-        for i,alpha in enumerate(alphas):
+        for i, alpha in enumerate(alphas):
             z = probe.lerp(a, b, alpha).net[2:](torch.lerp(first, last, alpha)).float()
             found = z.argmax(1)
             predictions[i].append(found)
@@ -298,7 +298,7 @@ def in_few_digits(totals:Tensor, n:int)->dict: # {error [alphas] in %, loss [alp
 # %% ../nbs/lib/training.ipynb #5db861ab
 def distance(a:dict, b:dict)->float:
     "L2 distance of the weights of two states."
-    return math.sqrt(sum(float((w - b['weights'][name]).double().square().sum()) for name,w in a['weights'].items()))
+    return math.sqrt(sum(float((w - b['weights'][name]).double().square().sum()) for name, w in a['weights'].items()))
 
 # %% ../nbs/lib/training.ipynb #f81ffe13
 @step

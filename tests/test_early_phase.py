@@ -7,7 +7,6 @@ from lth_nb import early_phase as ep, networks as nets
 from lth_nb.claims import Verdict, together
 from lth_nb.data import (Data, Split, Turned, augmentation, blur, blurred, cifar10, mnist, mnist1d, random_labels,
                          rotations)
-from lth_nb.early_phase import pearson
 from lth_nb.engine import Replica
 from lth_nb.experiment import compute, missing, nodes_in
 from lth_nb.figures import early_phase as figs
@@ -405,25 +404,25 @@ STEPS = (0, 10, 100, 1000)
 
 def test_saturation():
     a = np.array([[80, 85, 90, 90.1]]) + np.random.default_rng(0).normal(0, .1, (6, 4))
-    k, low, high = ep.saturation(STEPS, a)
+    k, low, high = figs.saturation(STEPS, a)
     assert low <= k <= high
     assert 10 < k < 100
-    assert math.isnan(ep.saturation(STEPS, a[:, ::-1])[0])
-    assert math.isnan(ep.saturation(STEPS, a[:2])[1])
+    assert math.isnan(figs.saturation(STEPS, a[:, ::-1])[0])
+    assert math.isnan(figs.saturation(STEPS, a[:2])[1])
 
 def test_saturation_of_one_lucky_seed():
     "One of four gains: most resamples do not, and count."
-    _, _, high = ep.saturation(STEPS, [[90, 90, 90, 91]] + 3*[[90, 85, 84, 80]])
+    _, _, high = figs.saturation(STEPS, [[90, 90, 90, 91]] + 3*[[90, 85, 84, 80]])
     assert math.isnan(high) or high == math.inf
 
 
 def test_pearson():
     x = np.linspace(0, 1, 14)
-    c = pearson(x, 90 - 5*x + np.random.default_rng(0).normal(0, .5, 14))
+    c = figs.pearson(x, 90 - 5*x + np.random.default_rng(0).normal(0, .5, 14))
     assert c['low'] < c['r'] < c['high'] < 0
     assert c['p'] < .01
     assert c['n'] == 14
-    assert math.isnan(pearson([1., 2], [1., 2])['r'])
+    assert math.isnan(figs.pearson([1., 2], [1., 2])['r'])
 
 
 # ------------------------------------------------------------------ pretext tasks

@@ -162,7 +162,8 @@ def load_derived(handle:Dataset, device)->Data:
     def needed(n): return n and -(-n // times)
     base = replace(task.of, train=needed(handle.train), test=needed(handle.test), scaling=handle.scaling).load(device)
     if task.how == 'rotations': return Turned(base, handle.name, handle.sha256, handle.train, handle.test)
-    train, test = base.train, base.test
+    train = base.train
+    test = base.test
     if task.how == 'blurred':
         train, test = (Split(blur(part.x, task.value), part.y) for part in (train, test))
     else:

@@ -20,7 +20,8 @@ from .trace import Trace
 @contextmanager
 def precisely(recipe:Recipe):
     "cuDNN and cuBLAS as the recipe's precision says, and repeatable."
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     kept = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic
     cudnn.allow_tf32 = matmul.allow_tf32 = recipe.precision == 'tf32'
     cudnn.benchmark = False
@@ -62,7 +63,7 @@ def recordings(rep, stream)->dict: # {n: a call that takes n steps}, the longest
     tensors = changed(rep)
     before = [t.clone() for t in tensors]
     def back():
-        for t,b in zip(tensors, before): t.copy_(b)
+        for t, b in zip(tensors, before): t.copy_(b)
     for _ in range(3):
         rep.way.step(rep)
         back()
@@ -84,7 +85,7 @@ class Replayed:
         "`n` steps from `first` on, all within one window."
         rep.way.enter(rep, first)
         if self.calls is None: self.calls = recordings(rep, self.stream)
-        for size,call in self.calls.items():
+        for size, call in self.calls.items():
             while n >= size:
                 call()
                 n -= size

@@ -29,21 +29,21 @@ def reestimate(net:nn.Module, data, # A loaded data set
         m.reset_running_stats()
         m.momentum = None   # the mean of all batches
     net.train()
-    for x,_ in data.evaluation('train', size, limit=min(n, len(data.train))): net(x)
+    for x, _ in data.evaluation('train', size, limit=min(n, len(data.train))): net(x)
     net.eval()
-    for m,momentum in zip(norms, kept): m.momentum = momentum
+    for m, momentum in zip(norms, kept): m.momentum = momentum
 
 # %% ../../nbs/lib/engine/probe.ipynb #a05680e3
 def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
     "Make all parameters and statistics of a network views of one vector, which begins as zeros."
     named = (*net.named_parameters(), *net.named_buffers())
-    parts = {name: t for name,t in named if t.is_floating_point()}
+    parts = {name: t for name, t in named if t.is_floating_point()}
     vector = torch.zeros(sum(t.numel() for t in parts.values()), device=next(iter(parts.values())).device)
     start = 0
     for t in parts.values():
         t.data = laid_out(vector[start:start + t.numel()], t.shape)
         start += t.numel()
-    return {name: t.shape for name,t in parts.items()}, vector
+    return {name: t.shape for name, t in parts.items()}, vector
 
 # %% ../../nbs/lib/engine/probe.ipynb #9fe43433
 @torch.no_grad()
@@ -97,7 +97,7 @@ def evaluated(probe, split:str, n:int): # Yields (start, predictions)
         start += probe.size
     if start == n: return
     how = dict(start=start) if isinstance(data, Data) else dict(workers=loaders(data.device.type))
-    for x,y in data.evaluation(split, probe.size, limit=n, **how):
+    for x, y in data.evaluation(split, probe.size, limit=n, **how):
         predictions = torch.empty(len(y), dtype=torch.int64, device=data.device)
         add_up(probe.net, x, y, probe.totals, predictions)
         yield start, predictions
@@ -119,7 +119,7 @@ class Probe:
     def vector(self, state:dict)->Tensor: # float32 [n], on the device
         "All of a state's numbers, BatchNorm's statistics included. A state that does not fit raises `ValueError`."
         have = {**state['weights'], **state['buffers']}
-        for name,shape in self.shapes.items():
+        for name, shape in self.shapes.items():
             if name not in have or have[name].shape != shape: raise ValueError(f'this state does not fit: {name}')
         return torch.cat([lined_up(have[name].detach().to(self.flat)) for name in self.shapes])
     def put(self, vector:Tensor):
@@ -139,6 +139,6 @@ class Probe:
         "Go through a split."
         self.totals.zero_()
         with exactly(self.data.device):
-            for start,found in evaluated(self, split, limit or len(getattr(self.data, split))):
+            for start, found in evaluated(self, split, limit or len(getattr(self.data, split))):
                 if predictions is not None: predictions[start:start + len(found)] = found
         return self.totals.clone()

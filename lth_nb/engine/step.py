@@ -20,9 +20,9 @@ from .weights import Weights, adam, averages, batchnorms, bits_of, compiled, los
 # %% ../../nbs/lib/engine/step.ipynb #696ff5dc
 def stop_counting(net:nn.Module, step:int)->dict: # {buffer: batches before step 0}
     "Take BatchNorm's counting of batches off, at some step."
-    counts = {name: int(b) for name,b in net.named_buffers() if name.endswith('num_batches_tracked')}
+    counts = {name: int(b) for name, b in net.named_buffers() if name.endswith('num_batches_tracked')}
     for m in batchnorms(net): m.num_batches_tracked = None
-    return {name: n - step for name,n in counts.items()}
+    return {name: n - step for name, n in counts.items()}
 
 # %% ../../nbs/lib/engine/step.ipynb #b52ec41c
 class Model:
@@ -44,9 +44,9 @@ class Model:
         count = state['count'] if kept else 0   # steps that Adam's averages have seen
         self.count = torch.full((1,), count, dtype=torch.float64, device=device)
         self.keep = None if mask is None else bits_of(mask, self.weights, self.network['name'])
-        self.bury()
-    def bury(self):
-        "+0 where nothing lives."
+        self.apply_mask()
+    def apply_mask(self):
+        "Pruned weights, and what the optimiser remembers of them, to +0."
         if self.keep is None: return
         for t in (self.weights.vector, *self.slots.values()): t.view(self.keep.dtype).bitwise_and_(self.keep)
     def backward(self, x:Tensor, y:Tensor)->Tensor: # The loss
@@ -59,7 +59,7 @@ class Model:
         "NaN wherever something lives."
         statistics = [b for b in self.net.buffers() if b.is_floating_point()]
         for t in (self.weights.vector, *self.slots.values(), *statistics): t.fill_(math.nan)
-        self.bury()
+        self.apply_mask()
 
 # %% ../../nbs/lib/engine/step.ipynb #db2071af
 def snapshot(model:Model,
@@ -67,14 +67,14 @@ def snapshot(model:Model,
     on='cpu' # Where the tensors go
     )->dict: # A state
     "Copies of all that steps have changed."
-    names = [name for name,_ in model.net.named_parameters()]
+    names = [name for name, _ in model.net.named_parameters()]
     def cut(vector):
         vector = vector.detach().to(on)   # one copy, then views of it
         return {name: model.weights.view(vector, name).contiguous().clone() for name in names}
-    buffers = {name: b.detach().to(on, copy=True) for name,b in model.net.named_buffers()}
-    buffers |= {name: torch.tensor(seen + step) for name,seen in model.seen_before.items()}
+    buffers = {name: b.detach().to(on, copy=True) for name, b in model.net.named_buffers()}
+    buffers |= {name: torch.tensor(seen + step) for name, seen in model.seen_before.items()}
     return dict(network=model.network, step=step, weights=cut(model.weights.vector),
-                slots={name: cut(slot) for name,slot in model.slots.items()}, buffers=buffers, count=int(model.count))
+                slots={name: cut(slot) for name, slot in model.slots.items()}, buffers=buffers, count=int(model.count))
 
 # %% ../../nbs/lib/engine/step.ipynb #88ffc470
 def loaders(device:str)->int: # Processes that decode what is streamed
@@ -124,7 +124,7 @@ class Plain:
         rep.hooks.gradient(rep)
         self.optimizer.param_groups[0]['lr'] = self.lr[rep.step]
         self.optimizer.step()
-        model.bury()
+        model.apply_mask()
         rep.losses[rep.step % WINDOW] = loss
         rep.hooks.after(rep)
         if model.recipe.optimizer == 'adam': model.count += 1

@@ -57,14 +57,14 @@ def layers_first(net:nn.Module)->tuple: # [(name, parameter)], and how many of t
     "Parameters, with those of BatchNorm last."
     last = {id(p) for m in batchnorms(net) for p in m.parameters(recurse=False)}
     named = sorted(net.named_parameters(), key=lambda item: id(item[1]) in last)
-    return named, sum(id(p) not in last for _,p in named)
+    return named, sum(id(p) not in last for _, p in named)
 
 # %% ../../nbs/lib/engine/weights.ipynb #fbb7083a
 def places(named:list # (name, parameter)
     )->dict: # {name: (start, end, shape)}
     "Where each parameter lies in the vector: one after the other."
     out, end = {}, 0
-    for name,p in named:
+    for name, p in named:
         start, end = end, end + p.numel()
         out[name] = start, end, p.shape
     return out
@@ -74,7 +74,7 @@ class Weights:
     "All parameters of `net` in `vector`, their gradients in `grad`. They become views of it, or of its bf16 copy."
     def __init__(self, net:nn.Module, half:bool=False):
         named, self.layers = layers_first(net)
-        self.params = [p for _,p in named]
+        self.params = [p for _, p in named]
         self.places = places(named)
         self.cut = sum(p.numel() for p in self.params[:self.layers])   # where BatchNorm's begin
         self.vector = torch.cat([lined_up(p.detach()) for p in self.params])
@@ -108,7 +108,7 @@ def bits_of(mask:dict, # {name: bool, True = kept}
     )->Tensor: # -1 where a weight lives, 0 where it is pruned: int32 [n], int64 for float64
     "A mask as bits. Raises `ValueError` for one that does not fit the network."
     keep = torch.ones(len(weights), dtype=torch.bool)
-    for name,m in mask.items():
+    for name, m in mask.items():
         if name not in weights.places: raise ValueError(f'the mask names {name!r}, which {network} does not have')
         shape = tuple(weights.places[name][2])
         if m.shape != shape:
@@ -158,8 +158,8 @@ def averages(recipe:Recipe, weights:Weights,
     if kept.keys() != slots.keys():
         raise ValueError(f'the state holds {list(kept)}, {recipe.optimizer} needs {names}: '
                          'train with the optimizer it comes from, or with optimizer="fresh"')
-    for name,slot in slots.items():
-        for parameter,value in kept[name].items(): weights.view(slot, parameter).copy_(value)
+    for name, slot in slots.items():
+        for parameter, value in kept[name].items(): weights.view(slot, parameter).copy_(value)
     return slots
 
 # %% ../../nbs/lib/engine/weights.ipynb #cb1b05a2

@@ -96,7 +96,7 @@ def argument(tree:ast.expr, known:Known)->Any:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)): return -number
         case ast.Name(): return known.node_or_step(tree.id)
         case ast.List(): return [inside(x) for x in tree.elts]
-        case ast.Dict(): return {key_in(k): inside(v) for k,v in zip(tree.keys, tree.values)}
+        case ast.Dict(): return {key_in(k): inside(v) for k, v in zip(tree.keys, tree.values)}
         case ast.Call(func=ast.Name(name)): return {name: named_in(tree, known, complete=True)}
     raise ValueError(f'{ast.unparse(tree)} is no argument of a step')
 

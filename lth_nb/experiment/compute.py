@@ -212,7 +212,7 @@ def _check(x, minutes):
 def compute(x:Any, # A node, or dicts and lists of nodes
     *, store=None, # A `Store` or `Stores`; None: the reader's over the published one
     executor=None, # Any executor, or a `Fleet`; None: one process a core on a CPU, calls in this process on a GPU
-    workers:int=None, # Processes, or calls side by side on a GPU; None: as settings say; 0: one a core, or 16; 1: one
+    workers:int=None, # Processes, or calls side by side on a GPU; None: as settings say; 0: one a core, on a GPU 16
     device:str=None, # 'cpu', 'cuda', ...; None: as settings say
     minutes:float=None, # Stop cleanly after so many; what is not there yet is None in the answer
     stored:bool=False, # Only look: run nothing, None for what is not there

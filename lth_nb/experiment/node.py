@@ -96,7 +96,10 @@ class Step:
         self.store = store
         self.size = size
         self.signature = _signature(fn, many)
-    def __call__(self, *args, **kwargs): return Node(self, dict(self.signature.bind(*args, **kwargs).arguments))
+    def __call__(self, *args, **kwargs):
+        try: given = self.signature.bind(*args, **kwargs)
+        except TypeError as error: raise TypeError(f'{self.name}{self.signature}: {error}') from None
+        return Node(self, dict(given.arguments))
     @cached_property
     def defaults(self): # {name: (value, written form)}
         given = {name: p.default for name, p in self.signature.parameters.items() if p.default is not p.empty}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 import math
+import re
 import matplotlib.pyplot as plt, numpy as np
 from ..claims import Verdict, decide, size_of, together
 from ..data import Dataset, MissingData, data_folder
@@ -40,12 +41,12 @@ class Case:
 # %% ../../nbs/lib/figures/kit.ipynb #8b1f77f5
 def by_scale(**makers:Callable # scale=function that gives its cases
     )->Callable: # scale -> tuple of cases
-    "The cases of a scale, made once. Raises `ValueError` for a scale that has none."
+    "The cases of a scale, made once; none where none are given. Raises `ValueError` for what is no scale."
     @lru_cache(maxsize=None)
     def made(scale, folder): return tuple(makers[scale]())
     def cases(scale:str)->tuple:
-        if scale not in makers: raise ValueError(f'scale={scale!r}: use one of {", ".join(makers)}')
-        return made(scale, str(data_folder()))
+        if scale not in SCALES: raise ValueError(f'scale={scale!r}: use one of {", ".join(SCALES)}')
+        return made(scale, str(data_folder())) if scale in makers else ()
     return cases
 
 # %% ../../nbs/lib/figures/kit.ipynb #095e1f39
@@ -233,9 +234,13 @@ def judged_in_parts(values:dict, # {case: values}
 # %% ../../nbs/lib/figures/kit.ipynb #b4679285
 def _verdict(figure, claim, scale, store=None):
     values = [source.values(scale, stored=True, store=store) for source in (figure, *claim.also)]
-    return claim.judge(values[0], scale, *values[1:])
+    verdict = claim.judge(values[0], scale, *values[1:])
+    if isinstance(verdict, Verdict): return verdict
+    raise TypeError(f'the judge of {claim.id} gave {verdict!r}: a judge gives a Verdict, also where nothing is decided')
 
-def _number(claim): return int(claim.lstrip('ABCDEFGHIJKLMNOPQRSTUVWXYZ'))
+def _place(claim): # 'LM12b' after 'LM12', before 'LM13'
+    number = re.search(r'\d+', claim)
+    return (int(number.group()) if number else 0, claim)
 
 def verdicts(chapter:str, scale:str=None, # None: as settings say
     digits:str='.1f', store=None)->list[dict]:
@@ -248,7 +253,7 @@ def verdicts(chapter:str, scale:str=None, # None: as settings say
             verdict = _verdict(figure, claim, scale, store)
             rows.append(dict(claim=claim.id, text=claim.text, verdict=str(verdict),
                              size=size_of(verdict, digits), by=verdict.why))
-    return sorted(rows, key=lambda row: _number(row['claim']))
+    return sorted(rows, key=lambda row: _place(row['claim']))
 
 # %% ../../nbs/lib/figures/kit.ipynb #2dc579bc
 def ledger(chapter:str, scale:str=None, # None: as settings say

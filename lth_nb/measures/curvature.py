@@ -41,7 +41,7 @@ class TrainingLoss:
         self.examples = min(examples, len(loaded.train))
         self.batch = batch or self.examples
         self.batches = list(loaded.evaluation('train', self.batch, limit=self.examples, dtype=dtype))
-        self.params = {name: p.detach().requires_grad_() for name,p in self.net.named_parameters()}
+        self.params = {name: p.detach().requires_grad_() for name, p in self.net.named_parameters()}
         self.sizes = [p.numel() for p in self.params.values()]
         self.keep = False # Whether gradients keep their graphs
         self.kept = {}
@@ -55,11 +55,11 @@ class TrainingLoss:
         if self.keep and again: self.kept[i] = slope
         return slope
     def flat_mask(self, mask): # {name: bool} -> 1 where a parameter is alive, 0 where it is pruned [all parameters]
-        parts = [mask[name].to(p) if name in mask else torch.ones_like(p) for name,p in self.params.items()]
+        parts = [mask[name].to(p) if name in mask else torch.ones_like(p) for name, p in self.params.items()]
         return torch.cat([part.reshape(-1) for part in parts])
     def mean(self, of_batch, rows=()): # of_batch: i -> tensors [*rows, *shape of a parameter]
         "The mean over batches, weighted by their examples, as one vector or as rows of them."
-        total = sum(len(y) for _,y in self.batches)
+        total = sum(len(y) for _, y in self.batches)
         parts = (torch.cat([t.reshape(*rows, -1) for t in of_batch(i)], -1)*(len(y)/total)
                  for i,(_,y) in enumerate(self.batches))
         return sum(parts)
@@ -91,7 +91,7 @@ class Hessian(TrainingLoss):
         if v.dim() == 2 and not self.side: return torch.stack([self @ row for row in v])
         params = list(self.params.values())
         rows = v.shape[:-1]
-        parts = [part.reshape(*rows, *p.shape) for part,p in zip(self.masked(v).split(self.sizes, -1), params)]
+        parts = [part.reshape(*rows, *p.shape) for part, p in zip(self.masked(v).split(self.sizes, -1), params)]
         def product(i):
             return torch.autograd.grad(self.slope(i), params, parts, retain_graph=self.keep,
                                        is_grads_batched=bool(rows))
@@ -172,7 +172,7 @@ def _ends(rows)->dict: # the lowest and the highest node of all rows, with their
                 bounds=[float(low_bounds[0]), float(high_bounds[-1])])
 
 def _trace(rows, n)->dict: # its mean over rows, and the standard error
-    traces = [n*float(values @ weights) for values,weights,_ in rows]
+    traces = [n*float(values @ weights) for values, weights, _ in rows]
     error = float(np.std(traces, ddof=1)/math.sqrt(len(rows))) if len(rows) > 1 else None
     return dict(trace=float(np.mean(traces)), trace_error=error)
 
@@ -184,9 +184,9 @@ def spectrum(state, data:Dataset, probes=10, steps=50, examples=1000, batch=None
     H = Hessian(state, data, examples, batch, batchnorm, mask, device())
     rows = [ritz(*matrix) for matrix in tridiagonals(H, range(seed, seed + probes), steps)]
     return dict(batchnorm=H.batchnorm, examples=H.examples, batch=H.batch, n=H.n,
-                products=sum(len(values) for values,_,_ in rows),
-                nodes=[_six_digits(values) for values,_,_ in rows],
-                weights=[_six_digits(weights) for _,weights,_ in rows],
+                products=sum(len(values) for values, _, _ in rows),
+                nodes=[_six_digits(values) for values, _, _ in rows],
+                weights=[_six_digits(weights) for _, weights, _ in rows],
                 **_ends(rows), **_trace(rows, H.n))
 
 # %% ../../nbs/lib/measures/curvature.ipynb #8fc653e3
@@ -202,7 +202,7 @@ def share(s:dict, # What `spectrum` gave
     "How much of a spectrum lies in an interval."
     recorded(s)
     rows = zip(s['nodes'], s['weights'])
-    return float(np.mean([sum(w for node,w in zip(nodes, weights) if low < node <= high) for nodes,weights in rows]))
+    return float(np.mean([sum(w for node, w in zip(nodes, weights) if low < node <= high) for nodes, weights in rows]))
 
 # %% ../../nbs/lib/measures/curvature.ipynb #34394c06
 def smoothed(s:dict, at, # Positions [points]
@@ -214,7 +214,7 @@ def smoothed(s:dict, at, # Positions [points]
     def curve(nodes, weights):
         bells = np.exp(-.5*((at - np.array(nodes))/width)**2)
         return (bells*np.array(weights)).sum(1)/(width*math.sqrt(2*math.pi))
-    return np.mean([curve(nodes, weights) for nodes,weights in zip(s['nodes'], s['weights'])], 0)
+    return np.mean([curve(nodes, weights) for nodes, weights in zip(s['nodes'], s['weights'])], 0)
 
 # %% ../../nbs/lib/measures/curvature.ipynb #a9e8d2b3
 def _seconds(work, repeats, on_gpu)->float: # of one run; the first does not count

@@ -90,7 +90,7 @@ def layers_of(network # A state, a state_dict, a module, or the path of a safete
         raise TypeError(f'{network!r:.60} is no network: use a state, a state_dict, a module '
                         'or the path of a safetensors file')
     weights = network['weights'] if isinstance(network.get('weights'), Mapping) else network
-    return {name: w for name,w in weights.items() if isinstance(w, Tensor) and w.dim() > 1}
+    return {name: w for name, w in weights.items() if isinstance(w, Tensor) and w.dim() > 1}
 
 # %% ../../nbs/lib/measures/overlap.ipynb #67f733ec
 def _fractions(ps)->list:

@@ -112,7 +112,7 @@ def _number(i, name, value): # None for an empty cell
 # %% ../../nbs/lib/measures/tickets.ipynb #c5b64a01
 def _run(i, record)->dict:
     "One row of the table, in the form that the rest of this page uses."
-    record = {str(name).strip().lower(): value for name,value in record.items()}
+    record = {str(name).strip().lower(): value for name, value in record.items()}
     if lack := [name for name in ('run', 'lr', 'accuracy') if name not in record]:
         raise ValueError(f'row {i}: no column {lack[0]!r} among {", ".join(record)}; '
                          'a table of runs has run, lr, accuracy, and seed and sparsity where there are some')
@@ -132,7 +132,7 @@ def _run(i, record)->dict:
 # %% ../../nbs/lib/measures/tickets.ipynb #54b7f4a6
 def _without_repeats(rows)->list[dict]:
     seen = {}
-    for i,row in enumerate(rows):
+    for i, row in enumerate(rows):
         place = tuple(row[column] for column in ('network', 'data', 'sparsity', 'run', 'lr', 'seed'))
         if place not in seen: seen[place] = row
         elif row['run'] != 'dense' or row != seen[place]: raise ValueError(f'row {i}: {_second(row)}')
@@ -149,7 +149,7 @@ def read_runs(runs # List of dicts, data frame, or path of a CSV
     """A table of runs, checked. Columns: run (dense, small, LT, RR or WR, with -IMP or -OMP), lr and accuracy (%);
     and where there are some, seed, sparsity, network, data and epochs.
     Raises `ValueError` for rows that cannot be right."""
-    rows = [_run(i, record) for i,record in enumerate(_records(runs))]
+    rows = [_run(i, record) for i, record in enumerate(_records(runs))]
     if not rows: raise ValueError('the table of runs is empty')
     largest = max((row['accuracy'] for row in rows if row['accuracy'] is not None), default=100)
     if largest <= 1: raise ValueError(f'all accuracies are at most 1 (the largest: {largest}): give per cent')
@@ -160,8 +160,8 @@ def made_up(dense, # Accuracies in %, one for each of `lrs`
     lt, rr, small, lrs=(.01, .1), seeds=3, sparsity=.914)->list[dict]:
     "A table of runs for examples and checks, with a tenth of a point between seeds."
     rows = []
-    for run,accuracies in dict(dense=dense, LT=lt, RR=rr, small=small).items():
-        for lr,accuracy in zip(lrs, accuracies):
+    for run, accuracies in dict(dense=dense, LT=lt, RR=rr, small=small).items():
+        for lr, accuracy in zip(lrs, accuracies):
             rows += [dict(run=run, lr=lr, seed=seed, accuracy=accuracy + .1*seed,
                           sparsity=None if run == 'dense' else sparsity) for seed in range(seeds)]
     return rows
@@ -289,7 +289,7 @@ class Runs:
     cells:dict # {rate: {seed: accuracy}}, whole cells only
     seeds:set # All that this kind has anywhere
 
-    def means(self)->dict: return {rate: float(np.mean(list(cell.values()))) for rate,cell in self.cells.items()}
+    def means(self)->dict: return {rate: float(np.mean(list(cell.values()))) for rate, cell in self.cells.items()}
 
 def runs_of(rows:list, # What `read_runs` gave
     name:str)->Runs:
@@ -298,7 +298,7 @@ def runs_of(rows:list, # What `read_runs` gave
     seeds = {row['seed'] for row in mine}
     cells = {}
     for row in mine: cells.setdefault(row['lr'], {})[row['seed']] = row['accuracy']
-    whole = {rate: cell for rate,cell in cells.items() if cell.keys() == seeds and None not in cell.values()}
+    whole = {rate: cell for rate, cell in cells.items() if cell.keys() == seeds and None not in cell.values()}
     return Runs(name, whole, seeds)
 
 # %% ../../nbs/lib/measures/tickets.ipynb #eb835e80
@@ -394,8 +394,8 @@ _RANK = {True: 2, None: 1, False: 0}
 def _condition(n, by_rate, bound, why)->Condition:
     "Whether a rate holds, and the one that serves the ticket best."
     holds = some(match.holds for match in by_rate.values())
-    answers = {rate: match.holds for rate,match in by_rate.items()}
-    known = {rate: match for rate,match in by_rate.items() if not math.isnan(match.mean)}
+    answers = {rate: match.holds for rate, match in by_rate.items()}
+    known = {rate: match for rate, match in by_rate.items() if not math.isnan(match.mean)}
     if not known: return Condition(n, holds, why=why, by_rate=answers)
     means = {rate: known[rate].mean if rate in known else -math.inf for rate in by_rate}
     best = max(by_rate, key=lambda rate: (_RANK[answers[rate]], means[rate]))
@@ -415,7 +415,7 @@ def _gaps(grid, *others)->str:
                     'Rules(paired=False) takes them as independent')
     if len(grid.measured) == 1: return 'a single learning rate'
     lacks = {kind.name: [f'{rate:g}' for rate in grid.rates if rate not in kind.cells] for kind in (ticket, *others)}
-    return '; '.join(f'{name} not whole at lr {", ".join(rates)}' for name,rates in lacks.items() if rates)
+    return '; '.join(f'{name} not whole at lr {", ".join(rates)}' for name, rates in lacks.items() if rates)
 
 # %% ../../nbs/lib/measures/tickets.ipynb #bf412ca8
 def sparse_and_trained(rules:Rules, sparsity:float,
@@ -454,7 +454,7 @@ def similar_at_same_rate(grid:Grid)->Condition:
     "Condition 4 (section 2.2): similar to the dense network at the same rate, where that one is decent."
     bound = -grid.rules.similar
     by_rate = matched(grid, [grid.dense], bound, same=True)
-    for rate,match in by_rate.items():
+    for rate, match in by_rate.items():
         by_rate[rate] = match._replace(holds=every([match.holds, _is_decent(grid, rate)]))
     why = '; '.join(filter(None, [_gaps(grid, grid.dense), _poor(grid)]))
     return _condition(4, by_rate, bound, why)
@@ -470,7 +470,7 @@ def _edge(grid)->str:
     if len(grid.measured) == 1: return ''
     ends = (grid.measured[0], grid.measured[-1])
     names = []
-    for name,kind in (('dense', grid.dense), (grid.ticket.name[:2], grid.ticket)):
+    for name, kind in (('dense', grid.dense), (grid.ticket.name[:2], grid.ticket)):
         means = kind.means()
         if len(means) > 1 and max(means, key=means.get) in ends: names.append(name)
     return f'best rate of {" and ".join(names)} at the edge of the grid' if names else ''

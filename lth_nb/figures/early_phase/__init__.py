@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['ledger', 'CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies', 'less', 'over', 'paper_studies', 'quick_studies',
            'remaining_axis', 'resnet20', 'smoke_studies', 'studies', 'there', 'FIG_1', 'draw_rewinding',
-           'draw_saturation', 'ep1', 'ep2', 'rewinding', 'saturations', 'sparser', 'FIG_H', 'TAB_H', 'TAB_M', 'costs',
-           'draw_density', 'draw_ends', 'draw_hessian', 'ep3', 'ep4', 'modes', 'spectra', 'CURVES', 'FIG_3',
-           'draw_accuracy_and_loss', 'draw_curves', 'draw_telemetry', 'draw_weights', 'ep5', 'overhead',
+           'draw_saturation', 'ep1', 'ep2', 'rewinding', 'saturation', 'saturations', 'sparser', 'FIG_H', 'TAB_H',
+           'TAB_M', 'costs', 'draw_density', 'draw_ends', 'draw_hessian', 'ep3', 'ep4', 'modes', 'spectra', 'CURVES',
+           'FIG_3', 'draw_accuracy_and_loss', 'draw_curves', 'draw_telemetry', 'draw_weights', 'ep5', 'overhead',
            'run_telemetry', 'FAMILIES', 'FIG_4', 'FIG_5', 'FIG_6', 'FIG_7', 'LABEL_0', 'at_level', 'draw_families',
            'draw_family', 'ep6', 'ep7', 'ep9', 'family', 'perturbed_scores', 'rewound_scores', 'FIG_8', 'LOOKS',
            'PAPER_R', 'before_after', 'draw_effects', 'effect', 'effects', 'ep10', 'ep11', 'ep8', 'explorer',
-           'explorer_still', 'falling', 'points_of', 'FIG_10', 'FIG_9', 'draw_pretraining', 'draw_sparse', 'ep12',
-           'ep13', 'ep14', 'ep15', 'ep16', 'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparsest', 'trade',
-           'Telemetry', 'telemetry', 'thinned']
+           'explorer_still', 'falling', 'pearson', 'points_of', 'FIG_10', 'FIG_9', 'draw_pretraining', 'draw_sparse',
+           'ep12', 'ep13', 'ep14', 'ep15', 'ep16', 'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparse_scores',
+           'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
 
 # %% ../../../nbs/lib/figures/early_phase/index.ipynb #9444f914
 from .study import (
     CIFAR, Study, computed, cpu_studies, gpu_studies, less, over, paper_studies, quick_studies, remaining_axis,
     resnet20, smoke_studies, studies, there)
 from .figure_1 import (
-    FIG_1, draw_rewinding, draw_saturation, ep1, ep2, rewinding, saturations, sparser)
+    FIG_1, draw_rewinding, draw_saturation, ep1, ep2, rewinding, saturation, saturations, sparser)
 from .hessian import (
     FIG_H, TAB_H, TAB_M, costs, draw_density, draw_ends, draw_hessian, ep3, ep4, modes, spectra)
 from .figure_3 import (
@@ -30,22 +30,23 @@ from lth_nb.figures.early_phase.figures_4_to_7 import (
     perturbed_scores, rewound_scores)
 from lth_nb.figures.early_phase.figure_8 import (
     FIG_8, LOOKS, PAPER_R, before_after, draw_effects, effect, effects, ep10, ep11, ep8, explorer, explorer_still,
-    falling, points_of)
-from lth_nb.figures.early_phase.figures_9_and_10 import (
+    falling, pearson, points_of)
+from .figures_9_and_10 import (
     FIG_10, FIG_9, draw_pretraining, draw_sparse, ep12, ep13, ep14, ep15, ep16, ep17, long, pretraining,
-    sparse_pretraining, sparsest, trade)
+    sparse_pretraining, sparse_scores, sparsest, trade)
 from ..kit import ledger as ledger_of
 from ...measures import Telemetry, telemetry, thinned
-_all_ = ['CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies', 'less', 'over', 'paper_studies', 'quick_studies',
-         'remaining_axis', 'resnet20', 'smoke_studies', 'studies', 'there', 'FIG_1', 'draw_rewinding',
-         'draw_saturation', 'ep1', 'ep2', 'rewinding', 'saturations', 'sparser', 'FIG_H', 'TAB_H', 'TAB_M', 'costs',
-         'draw_density', 'draw_ends', 'draw_hessian', 'ep3', 'ep4', 'modes', 'spectra', 'CURVES', 'FIG_3',
-         'draw_accuracy_and_loss', 'draw_curves', 'draw_telemetry', 'draw_weights', 'ep5', 'overhead', 'run_telemetry',
-         'FAMILIES', 'FIG_4', 'FIG_5', 'FIG_6', 'FIG_7', 'LABEL_0', 'at_level', 'draw_families', 'draw_family', 'ep6',
-         'ep7', 'ep9', 'family', 'perturbed_scores', 'rewound_scores', 'FIG_8', 'LOOKS', 'PAPER_R', 'before_after',
-         'draw_effects', 'effect', 'effects', 'ep10', 'ep11', 'ep8', 'explorer', 'explorer_still', 'falling',
-         'points_of', 'FIG_10', 'FIG_9', 'draw_pretraining', 'draw_sparse', 'ep12', 'ep13', 'ep14', 'ep15', 'ep16',
-         'ep17', 'long', 'pretraining', 'sparse_pretraining', 'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
+_all_ = ['CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies', 'less', 'over', 'paper_studies',
+         'quick_studies', 'remaining_axis', 'resnet20', 'smoke_studies', 'studies', 'there', 'FIG_1',
+         'draw_rewinding', 'draw_saturation', 'ep1', 'ep2', 'rewinding', 'saturation', 'saturations', 'sparser',
+         'FIG_H', 'TAB_H', 'TAB_M', 'costs', 'draw_density', 'draw_ends', 'draw_hessian', 'ep3', 'ep4', 'modes',
+         'spectra', 'CURVES', 'FIG_3', 'draw_accuracy_and_loss', 'draw_curves', 'draw_telemetry', 'draw_weights',
+         'ep5', 'overhead', 'run_telemetry', 'FAMILIES', 'FIG_4', 'FIG_5', 'FIG_6', 'FIG_7', 'LABEL_0', 'at_level',
+         'draw_families', 'draw_family', 'ep6', 'ep7', 'ep9', 'family', 'perturbed_scores', 'rewound_scores',
+         'FIG_8', 'LOOKS', 'PAPER_R', 'before_after', 'draw_effects', 'effect', 'effects', 'ep10', 'ep11', 'ep8',
+         'explorer', 'explorer_still', 'falling', 'pearson', 'points_of', 'FIG_10', 'FIG_9', 'draw_pretraining',
+         'draw_sparse', 'ep12', 'ep13', 'ep14', 'ep15', 'ep16', 'ep17', 'long', 'pretraining', 'sparse_pretraining',
+         'sparse_scores', 'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
 
 # %% ../../../nbs/lib/figures/early_phase/index.ipynb #04e04e5f
 def ledger(scale:str=None # None: as settings say

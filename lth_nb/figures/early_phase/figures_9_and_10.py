@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['FIG_9', 'FIG_10', 'pretraining', 'long', 'draw_pretraining', 'sparsest', 'trade', 'ep12', 'ep13', 'ep14', 'ep15',
-           'ep16', 'sparse_pretraining', 'draw_sparse', 'ep17']
+           'ep16', 'sparse_scores', 'sparse_pretraining', 'draw_sparse', 'ep17']
 
 # %% ../../../nbs/lib/figures/early_phase/figures_9_and_10.ipynb #df0f8209
 import matplotlib.pyplot as plt, numpy as np
 from ...claims import decide
-from ...early_phase import SPARSE, TASKS, ladder, pretrained, sparse_scores, state_at
+from ...early_phase import (
+    SPARSE, TASKS, headless, ladder, pretext, pretrained, score, sparse_start, state_at, with_head)
+from ...experiment import Node
 from .study import Study, computed, less, remaining_axis, studies, there
 from ..kit import accuracies, figure, judged_in_parts, planned, rows_of, sheet
 from ...plotting import band, beside, empty
+from ...training import train
 
 # %% ../../../nbs/lib/figures/early_phase/figures_9_and_10.ipynb #509e6de1
 def pretraining(study:Study)->dict: # {task: {length: scores [seeds][rounds + 1]}}, with 'rewind' for all tasks
@@ -139,6 +142,19 @@ def ep16(values, scale):
         there = [length for length in study.epochs if task in of and computed(of[task][length])]
         return {f'{long(length)} over rewinding to 0': decide(_over_zero(of, task, length), 1) for length in there}
     return judged_in_parts(values, parts)
+
+# %% ../../../nbs/lib/figures/early_phase/figures_9_and_10.ipynb #d894921e
+def sparse_scores(study:Study, kind:str, length)->list[Node]: # [seeds]
+    "Scores of sparsely pretrained subnetworks; with length 0, of those that were not. All train the full schedule."
+    data, network, recipe = pretext(study, 'rotation')
+    def scored(seed):
+        start, mask = sparse_start(study, kind, seed)
+        if length:
+            run = train(with_head(start, network, seed=seed), data, recipe, order=100*seed + 60, first=0,
+                        mask=headless(mask, network))
+            start = with_head(run.at(study.steps(length)), study.network, seed=10**6 + seed)
+        return score(study, start, 0, seed, mask, study.level)
+    return [scored(seed) for seed in range(study.seeds)]
 
 # %% ../../../nbs/lib/figures/early_phase/figures_9_and_10.ipynb #dd25ae2a
 def sparse_pretraining(study:Study)->dict: # {kind: {length: scores [seeds]}}

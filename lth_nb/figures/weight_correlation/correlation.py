@@ -47,7 +47,8 @@ def draw_null_box(ax, x:float, mean:float, sd:float):
     "The null distribution around one bar: its fill behind, its outline in front."
     low = max(0, mean - 2*sd)
     high = mean + 2*sd
-    left, right = x - .42, x + .42
+    left = x - .42
+    right = x + .42
     ax.fill_between([left, right], low, high, color=INK, alpha=.25, lw=0, zorder=0)
     ax.plot([left, right, right, left, left], [low, low, high, high, low], color=INK, lw=.6, zorder=3)
 
