@@ -1,4 +1,4 @@
-"""The form of the notebooks: prose that the eye takes in at once, small exported cells. Code's width is ruff's affair."""
+"""The form of the notebooks: prose that the eye takes in at once, small exported cells. Code is held by ruff."""
 import json
 import re
 import statistics
