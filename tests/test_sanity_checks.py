@@ -196,7 +196,9 @@ def test_published_quick():
     figure = FIGURES['sanity_checks/table-3']
     values = figure.values('quick', store=Published(ROOT/'nbs/results'), stored=True)
     tables = [(case.name, by) for case,levels in values.items() for by in levels.values()]
-    cells = [(name, kind, scores) for name,by in tables for kind,rates in by.items() for scores in rates.values()]
+    cells = []
+    for name,by in tables:
+        for kind,rates in by.items(): cells += [(name, kind, scores) for scores in rates.values()]
     if not any(any(scores) for _,_,scores in cells): pytest.skip('no published results yet')
     for name,kind,scores in cells: assert np.isfinite(accuracies(scores)).all(), (name, kind)
     for name,by in tables: assert max(figs.means_of(by['dense']).values()) > 85, name
@@ -412,10 +414,8 @@ CPU_TABLE = panel(CPU.lrs, 2, dense=(40, 45, 50, 55), LT_IMP=(42, 46, 50, 52), L
                   RR_IMP=(30, 40, 50, 52), RR_OMP=(30, 40, 49, 51), small=(30, 35, 40, 45))
 
 def every_second(table):
-    "Without every other result."
-    scores = (score for kind in table for lr in table[kind] for score in table[kind][lr])
-    kept = iter([score if i % 2 == 0 else None for i,score in enumerate(scores)])
-    return {kind: {lr: [next(kept) for _ in table[kind][lr]] for lr in table[kind]} for kind in table}
+    "Without every other result: of two seeds the first is there."
+    return {kind: {lr: [first, None] for lr,(first, _) in rates.items()} for kind,rates in table.items()}
 
 @pytest.mark.parametrize('table,said', [
     pytest.param(CPU_TABLE, '', id='whole'),
