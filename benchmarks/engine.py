@@ -311,8 +311,8 @@ def parts(device, seconds):
 def telemetry():
     "What the numbers of Early Figure 3 add to training, where all steps are looked at: the first fifty of a window."
     from lth_nb.figures import early_phase as early
-    quick = early.quick_studies()[0]
-    large = early.gpu_studies()[0]
+    quick, = early.quick_studies()
+    large, = early.gpu_studies()
     def cost(study, network, window): return early.overhead(replace(study, network=network, window=window))/100
     return {
         'telemetry at every step, mnist1d_conv, share of a step': cost(quick, nets.mnist1d_conv, 50),

@@ -1,5 +1,5 @@
 "What the data room's own cells do not show: damaged files, other machines' layouts, real data, CUDA."
-import os, pickle, shutil, urllib.error
+import itertools, os, pickle, shutil, urllib.error
 from dataclasses import fields, replace
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -289,7 +289,7 @@ def images(tmp_path, request):
 
 def test_crops_and_flips_pixel_by_pixel(images):
     "Every offset and flip against slicing one image, bit for bit."
-    grid = torch.tensor([(dy, dx, f) for dy in range(9) for dx in range(9) for f in (0, 1)])
+    grid = torch.tensor(list(itertools.product(range(9), range(9), (0, 1))))   # down, right, flipped
     index = torch.arange(len(grid)) % 50
     x, y = images.gather(index, grid)
     plain = {s: v for s, v in zip(range(50), images.gather(torch.arange(50))[0])}

@@ -5,10 +5,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, notebooks
 
-NOTEBOOKS = sorted(p.relative_to(ROOT/'nbs').as_posix() for p in (ROOT/'nbs').rglob('*.ipynb')
-                   if '.ipynb_checkpoints' not in p.parts)
 RUN = """
 import sys
 from nbdev.test import nbdev_test
@@ -34,7 +32,7 @@ def running(request, tmp_path_factory):
     pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize('name', NOTEBOOKS)
+@pytest.mark.parametrize('name', [file.relative_to(ROOT/'nbs').as_posix() for file in notebooks()])
 def test_notebook(name, running):
     r = running[name].result()
     assert r.returncode == 0, r.stdout[-6000:] + r.stderr[-3000:]

@@ -15,8 +15,9 @@ from lth_nb.recipes import Recipe
 from helpers import named
 
 CHAPTER = [figure for figure in FIGURES.values() if figure.id.startswith('sanity_checks/')]
-CONV = next(case for case in figs.cases('quick') if not case.residual)   # has two recipes, too
-CPU = figs.cpu_cases()[0]
+QUICK = named(figs.quick_cases(), 'Res')
+PLAIN = named(figs.quick_cases(), 'Res plain')   # without residual connections
+CPU = named(figs.cpu_cases(), 'ResNet-20')
 
 
 def tiny(levels=(3,), **kw):
@@ -195,7 +196,9 @@ def test_published_quick():
     figure = FIGURES['sanity_checks/table-3']
     values = figure.values('quick', store=Published(ROOT/'nbs/results'), stored=True)
     tables = [(case.name, by) for case,levels in values.items() for by in levels.values()]
-    cells = [(name, kind, scores) for name,by in tables for kind,rates in by.items() for scores in rates.values()]
+    cells = []
+    for name,by in tables:
+        for kind,rates in by.items(): cells += [(name, kind, scores) for scores in rates.values()]
     if not any(any(scores) for _,_,scores in cells): pytest.skip('no published results yet')
     for name,kind,scores in cells: assert np.isfinite(accuracies(scores)).all(), (name, kind)
     for name,by in tables: assert max(figs.means_of(by['dense']).values()) > 85, name
@@ -238,22 +241,22 @@ def test_nothing_is_decided_by_nothing():
 
 def test_what_is_half_computed_decides_nothing():
     "One rate of several: no preference, no claim about networks without residual connections."
-    def some(*known): return known + (None,)*(len(CONV.lrs) - len(known))
-    half = panel(CONV.lrs, dense=some(90, 92), LT_IMP=some(91, 88), LT_OMP=some(85), RR_IMP=some(80), RR_OMP=some(80),
+    def some(*known): return known + (None,)*(len(PLAIN.lrs) - len(known))
+    half = panel(PLAIN.lrs, dense=some(90, 92), LT_IMP=some(91, 88), LT_OMP=some(85), RR_IMP=some(80), RR_OMP=some(80),
                  small=some(70))
     assert figs.prefers_small(half).holds is None
     assert figs.prefers_imp(half).holds is None
-    assert figs.sc7({CONV: {CONV.levels[-1]: half}}, 'quick').holds is None
+    assert figs.sc7({PLAIN: {PLAIN.levels[-1]: half}}, 'quick').holds is None
 
 def test_one_seed_decides_nothing():
-    alone = panel(CONV.lrs, 1, dense=90, LT_IMP=90, LT_OMP=80, RR_IMP=70, RR_OMP=70, small=60)
-    assert figs.sc7({CONV: {CONV.levels[-1]: alone}}, 'quick').holds is None
+    alone = panel(PLAIN.lrs, 1, dense=90, LT_IMP=90, LT_OMP=80, RR_IMP=70, RR_OMP=70, small=60)
+    assert figs.sc7({PLAIN: {PLAIN.levels[-1]: alone}}, 'quick').holds is None
 
 
 @pytest.mark.parametrize('imp,omp,holds', [(90, 90, True), (95, 90, False), (88, 90, True)])
 def test_without_residual_no_advantage_can_be_confirmed(imp, omp, holds):
-    by = panel(CONV.lrs, dense=92, LT_IMP=imp, LT_OMP=omp, RR_IMP=80, RR_OMP=80, small=70)
-    assert figs.sc7({CONV: {CONV.levels[-1]: by}}, 'quick').holds is holds
+    by = panel(PLAIN.lrs, dense=92, LT_IMP=imp, LT_OMP=omp, RR_IMP=80, RR_OMP=80, small=70)
+    assert figs.sc7({PLAIN: {PLAIN.levels[-1]: by}}, 'quick').holds is holds
 
 
 def test_a_certain_secondary_prize_is_not_hidden():
@@ -267,26 +270,24 @@ def test_a_certain_secondary_prize_is_not_hidden():
     assert prize.method == 'OMP'
 
 
-SHORT = next(case for case in figs.cases('quick') if case.short)
-
 def figure_1(**kinds):
     "Figure 1 of one table: (accuracy at all rates but the last, accuracy at the last) of each kind."
-    n = len(SHORT.lrs) - 1
-    table = panel(SHORT.lrs, **{kind: (low,)*n + (high,) for kind,(low, high) in kinds.items()})
-    return {max(SHORT.levels): table}
+    n = len(QUICK.lrs) - 1
+    table = panel(QUICK.lrs, **{kind: (low,)*n + (high,) for kind,(low, high) in kinds.items()})
+    return {max(QUICK.levels): table}
 
 TICKET = figure_1(dense=(90, 92), LT_IMP=(90, 85), RR_IMP=(80, 85))
 
 def test_figure_1_claims_need_the_ticket():
     "A lead at the small rate is no ticket where dense is out of reach."
     out_of_reach = figure_1(dense=(90, 92), LT_IMP=(75, 85), RR_IMP=(60, 85))
-    assert figs.sc1({SHORT: {'full': TICKET, 'short': TICKET}}, 'quick').holds is True
-    assert figs.sc1({SHORT: {'full': out_of_reach, 'short': out_of_reach}}, 'quick').holds is False
+    assert figs.sc1({QUICK: {'full': TICKET, 'short': TICKET}}, 'quick').holds is True
+    assert figs.sc1({QUICK: {'full': out_of_reach, 'short': out_of_reach}}, 'quick').holds is False
 
 def test_nothing_misleads_where_both_recipes_agree():
     none = figure_1(dense=(90, 92), LT_IMP=(85, 85), RR_IMP=(80, 80))
-    assert figs.sc2({SHORT: {'full': TICKET, 'short': TICKET}}, 'quick').holds is False
-    assert figs.sc2({SHORT: {'full': none, 'short': TICKET}}, 'quick').holds is True
+    assert figs.sc2({QUICK: {'full': TICKET, 'short': TICKET}}, 'quick').holds is False
+    assert figs.sc2({QUICK: {'full': none, 'short': TICKET}}, 'quick').holds is True
 
 
 def test_figure_1_at_a_scale_with_one_recipe():
@@ -336,7 +337,7 @@ JUST = np.array([1.2, 1.8, 2.4])   # a gain that one comparison would call clear
 def test_the_best_of_several_is_not_a_gain_by_chance(gains, holds): assert figs.best_of(gains).holds is holds
 
 
-SIX = [replace(figs.quick_cases()[0], levels=(4,), name=f'n{i}') for i in range(6)]
+SIX = [replace(QUICK, levels=(4,), name=f'n{i}') for i in range(6)]
 RATES = SIX[0].lrs
 PRIZE = panel(RATES, dense=90, LT_IMP=95, LT_OMP=94, RR_IMP=80, RR_OMP=80, small=70)
 NO_PRIZE = panel(RATES, dense=95, LT_IMP=80, LT_OMP=80, RR_IMP=90, RR_OMP=90, small=90)
@@ -413,10 +414,8 @@ CPU_TABLE = panel(CPU.lrs, 2, dense=(40, 45, 50, 55), LT_IMP=(42, 46, 50, 52), L
                   RR_IMP=(30, 40, 50, 52), RR_OMP=(30, 40, 49, 51), small=(30, 35, 40, 45))
 
 def every_second(table):
-    "Without every other result."
-    scores = (score for kind in table for lr in table[kind] for score in table[kind][lr])
-    kept = iter([score if i % 2 == 0 else None for i,score in enumerate(scores)])
-    return {kind: {lr: [next(kept) for _ in table[kind][lr]] for lr in table[kind]} for kind in table}
+    "Without every other result: of two seeds the first is there."
+    return {kind: {lr: [first, None] for lr,(first, _) in rates.items()} for kind,rates in table.items()}
 
 @pytest.mark.parametrize('table,said', [
     pytest.param(CPU_TABLE, '', id='whole'),
@@ -471,7 +470,7 @@ def test_the_explorer_lights_up(monkeypatch):
 
 def test_the_lights_are_the_conditions():
     "Those of `judge` at that rate."
-    case = replace(figs.quick_cases()[0], lrs=(.01, .1))
+    case = replace(QUICK, lrs=(.01, .1))
     by = panel(case.lrs, dense=(90, 92), LT_IMP=(90, 88), LT_OMP=80, RR_IMP=(85, 88), RR_OMP=70, small=(84, 86))
     colours = {True: '#00aa68', False: '#d33f3f', None: 'none'}
     lamps = [line.get_markerfacecolor() for line in figs.lights(case, 4, .01, by).axes[1].lines]

@@ -15,9 +15,11 @@ from lth_nb.networks import mnist1d_conv as conv, resnet20
 from lth_nb.pruning import dense_mask, lowest, magnitude_mask, prunable_weights
 from lth_nb.training import Recipe, init, train
 from safetensors.torch import save_file
+from helpers import named
 
 pytestmark = pytest.mark.usefixtures('on_cpu')
-CASES = {scale: figs.cases(scale)[0] for scale in ('smoke', 'quick', 'gpu', 'paper')}   # the main one of each
+MAIN = dict(smoke='Conv', quick='Conv', gpu='ResNet-20/C10', paper='ResNet-20/C10')
+CASES = {scale: named(figs.cases(scale), name) for scale,name in MAIN.items()}
 CHAPTER = [figure for figure in FIGURES.values() if figure.id.startswith('weight_correlation/')]
 
 
