@@ -86,6 +86,20 @@ def plain_loop(network, batches, recipe, n, mask=None):
     return net, {name: optimizer.state[p] for name,p in parameters.items()}
 
 
+# ------------------------------------------------------------------ what is asked of a file system
+
+def noted(monkeypatch, files, names):
+    "A list to which the name of each method is added as it is called."
+    asked = []
+    def asking(name, method):
+        def call(*args, **kw):
+            asked.append(name)
+            return method(*args, **kw)
+        return call
+    for name in names: monkeypatch.setattr(files, name, asking(name, getattr(files, name)))
+    return asked
+
+
 # ------------------------------------------------------------------ figures
 
 def named(cases, name):

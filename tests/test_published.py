@@ -10,6 +10,7 @@ from lth_nb.experiment import (Published, Store, StoreError, Stores, add_results
                                expression, flaws, record_of, step)
 from lth_nb.experiment.address import left_out, read_expression
 from lth_nb.experiment.published import result_line
+from helpers import noted
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,7 @@ def test_it_crosses_to_another_process(published):
 def test_nothing_is_listed_or_read_twice(folder, monkeypatch):
     "A thousand questions are one listing, and one reading of each file; a copy in the same process reads nothing."
     p = Published(folder)
-    asked = []
-    for name in ('find', 'cat_file'):
-        f = getattr(p.files.fs, name)
-        monkeypatch.setattr(p.files.fs, name, lambda *a, _name=name, _f=f, **k: (asked.append(_name), _f(*a, **k))[1])
+    asked = noted(monkeypatch, p.files.fs, ('find', 'cat_file'))
     for _ in range(1000): p.has('square/nothing')
     assert asked.count('find') == 1
     assert asked.count('cat_file') <= 1
@@ -246,7 +244,8 @@ KILLED = """
 import os, pickle, signal, sys
 from lth_nb.experiment.published import Published, add_results
 folder, at, found = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-rename, count = os.replace, 0
+rename = os.replace
+count = 0
 def stop(*files):
     global count
     count += 1

@@ -10,6 +10,7 @@ from lth_nb.experiment import (Store, StoreError, Stores, close_pools, compute, 
                                missing, run_call, step, table)
 from lth_nb.figures.kit import FIGURES, Needs, figure
 from lth_nb.training import Recipe, Replica, init, train
+from helpers import noted
 
 pytestmark = pytest.mark.usefixtures('on_cpu')
 RAN = []
@@ -235,14 +236,7 @@ def test_remote_store_is_listed_not_asked(s3, monkeypatch):
     "A thousand questions are not a thousand requests."
     Store('s3://bucket/asked').write('a/b', 1)
     s = Store('s3://bucket/asked')
-    asked = []
-    def noted(function):
-        def asking(*args, **kw):
-            asked.append(args)
-            return function(*args, **kw)
-        return asking
-    for name in ('exists', 'find', 'cat_file', 'info', 'ls'):
-        monkeypatch.setattr(s.files.fs, name, noted(getattr(s.files.fs, name)))
+    asked = noted(monkeypatch, s.files.fs, ('exists', 'find', 'cat_file', 'info', 'ls'))
     assert [s.has(f'a/{c}') for c in 'bcdefghijklmnop'] == [True] + [False]*14
     assert len(asked) <= 3
 
