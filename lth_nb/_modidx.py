@@ -1060,6 +1060,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lth_nb.figures.kit._chooser': ('lib/figures/kit.html#_chooser', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit._is_bare': ('lib/figures/kit.html#_is_bare', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit._legend': ('lib/figures/kit.html#_legend', 'lth_nb/figures/kit.py'),
+                                    'lth_nb.figures.kit._legend_beside': ('lib/figures/kit.html#_legend_beside', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit._place': ('lib/figures/kit.html#_place', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit._show_in': ('lib/figures/kit.html#_show_in', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit._todo': ('lib/figures/kit.html#_todo', 'lth_nb/figures/kit.py'),

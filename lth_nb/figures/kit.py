@@ -148,6 +148,13 @@ def _is_bare(ax): return not (ax.lines or ax.collections or ax.images or ax.text
 def _legend(ax):
     if ax.get_legend_handles_labels()[0] and not ax.get_legend(): ax.legend(fontsize=6)
 
+def _legend_beside(fig, ax): # of a single panel, where it would lie on the curves
+    handles, labels = ax.get_legend_handles_labels()
+    if len(labels) < 5: return
+    ax.get_legend().remove()
+    fig.set_figwidth(fig.get_figwidth() + 1.2)
+    fig.legend(handles, labels, loc='outside right upper', fontsize=6.5)
+
 def _todo(values, panels):
     "(title, draw or None, why there is nothing) of each panel."
     for case, value in values.items():
@@ -171,6 +178,7 @@ def sheet(values:dict, # {case: values}
         if draw: draw(ax)
         if _is_bare(ax): empty(ax, why)
         else: _legend(ax)
+    if len(axes) == 1: _legend_beside(fig, axes[0])
     scale_note(fig, caption(values, scale) + more)
     return fig
 
