@@ -16,6 +16,7 @@ __all__ = ['ledger', 'CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies',
            'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
 
 # %% ../../../nbs/lib/figures/early_phase/index.ipynb #9444f914
+from functools import partial
 from .study import (
     CIFAR, Study, computed, cpu_studies, gpu_studies, less, over, paper_studies, quick_studies, remaining_axis,
     resnet20, smoke_studies, studies, there)
@@ -49,7 +50,4 @@ _all_ = ['CIFAR', 'Study', 'computed', 'cpu_studies', 'gpu_studies', 'less', 'ov
          'sparse_scores', 'sparsest', 'trade', 'Telemetry', 'telemetry', 'thinned']
 
 # %% ../../../nbs/lib/figures/early_phase/index.ipynb #04e04e5f
-def ledger(scale:str=None # None: as settings say
-    ):
-    "The claims of this chapter with their verdicts, from what is stored."
-    return ledger_of('early_phase', scale, '.2g')
+ledger = partial(ledger_of, 'early_phase', digits='.2g') # (scale): the claims of this chapter with their verdicts

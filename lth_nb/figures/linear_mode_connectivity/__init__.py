@@ -20,6 +20,7 @@ __all__ = ['ledger', 'BOTH', 'RESNET_20_KS', 'VGG_16_KS', 'Case', 'cases', 'conv
            'row_of_choice', 'rows_along', 'table_along', 'table_of_choices']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #1c4c69a9
+from functools import partial
 from .. import kit
 from lth_nb.figures.linear_mode_connectivity.rows import (
     BOTH, RESNET_20_KS, VGG_16_KS, Case, cases, conv_cases, cpu_cases, fewer, gpu_cases, imagenet_cases, is_gentle,
@@ -44,25 +45,21 @@ from lth_nb.figures.linear_mode_connectivity.learning_rate import (
 from .lenet_on_mnist import (
     TAB_LAST, TAB_LENET, along_training, choice, choices, last_and_best, lenet_only, lines_of_choice,
     only_with_mnist, row_of_choice, rows_along, table_along, table_of_choices)
-_all_ = [
-    'BOTH', 'RESNET_20_KS', 'VGG_16_KS', 'Case', 'cases', 'conv_cases', 'cpu_cases', 'fewer', 'gpu_cases',
-    'imagenet_cases', 'is_gentle', 'is_pruned', 'is_small', 'is_standard', 'lenet', 'paper_cases', 'printed',
-    'quick_cases', 'resnet20_cases', 'share_of', 'smoke_cases', 'vgg16_cases', 'FIG_2', 'PAPER_TABLE_1', 'SPLITS',
-    'STABLE', 'TAB_1', 'about_1', 'accuracy', 'barriers', 'curves', 'end_errors', 'from_init', 'in_words', 'lm1',
-    'lm2', 'measured', 'panel_2', 'row_1', 'table_1', 'EARLY', 'FIG_3', 'FIG_4', 'PAPER_FIG_3', 'PAPER_KS',
-    'at_every_k', 'band_over_k', 'becomes_stable_early', 'explorer', 'first_below', 'lm3', 'lm4', 'panel_3',
-    'panel_4', 'papers', 'ragged', 'rest_and_reset', 'share_of_training', 'sizes_of', 'stable_line', 'standing',
-    'CLEAR', 'COLORS', 'FIG_5', 'FIG_6', 'FIG_7', 'PAPER_TABLE_2', 'SAME', 'TAB_2', 'against_k', 'at_init',
-    'bands_of_kinds', 'has_many_ks', 'in_order', 'lm5', 'lm6', 'lm7', 'lm8', 'lm9', 'matches', 'panel_5',
-    'panel_6', 'panel_7', 'place', 'pruned_title', 'row_2', 'sizes_of_random', 'smallest_of', 'table_2', 'FIG_9',
-    'RANGES', 'across_sparsities', 'lm10', 'median_onset', 'nearest', 'onsets', 'onsets_coincide', 'panel_9',
-    'FIG_VGG19', 'PrunedCase', 'lm11', 'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19',
-    'three_rates', 'vgg19', 'vgg19_cases', 'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices',
-    'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along',
-    'table_along', 'table_of_choices']
+_all_ = ['BOTH', 'RESNET_20_KS', 'VGG_16_KS', 'Case', 'cases', 'conv_cases', 'cpu_cases', 'fewer', 'gpu_cases',
+         'imagenet_cases', 'is_gentle', 'is_pruned', 'is_small', 'is_standard', 'lenet', 'paper_cases', 'printed',
+         'quick_cases', 'resnet20_cases', 'share_of', 'smoke_cases', 'vgg16_cases', 'FIG_2', 'PAPER_TABLE_1',
+         'SPLITS', 'STABLE', 'TAB_1', 'about_1', 'accuracy', 'barriers', 'curves', 'end_errors', 'from_init',
+         'in_words', 'lm1', 'lm2', 'measured', 'panel_2', 'row_1', 'table_1', 'EARLY', 'FIG_3', 'FIG_4',
+         'PAPER_FIG_3', 'PAPER_KS', 'at_every_k', 'band_over_k', 'becomes_stable_early', 'explorer', 'first_below',
+         'lm3', 'lm4', 'panel_3', 'panel_4', 'papers', 'ragged', 'rest_and_reset', 'share_of_training', 'sizes_of',
+         'stable_line', 'standing', 'CLEAR', 'COLORS', 'FIG_5', 'FIG_6', 'FIG_7', 'PAPER_TABLE_2', 'SAME', 'TAB_2',
+         'against_k', 'at_init', 'bands_of_kinds', 'has_many_ks', 'in_order', 'lm5', 'lm6', 'lm7', 'lm8', 'lm9',
+         'matches', 'panel_5', 'panel_6', 'panel_7', 'place', 'pruned_title', 'row_2', 'sizes_of_random',
+         'smallest_of', 'table_2', 'FIG_9', 'RANGES', 'across_sparsities', 'lm10', 'median_onset', 'nearest',
+         'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase', 'lm11', 'panels_vgg19',
+         'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19', 'three_rates', 'vgg19', 'vgg19_cases',
+         'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices', 'last_and_best', 'lenet_only',
+         'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along', 'table_along', 'table_of_choices']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #e6d1792b
-def ledger(scale:str=None # None: as settings say
-    ):
-    "The claims of this chapter with their verdicts, from what is stored."
-    return kit.ledger('linear_mode_connectivity', scale)
+ledger = partial(kit.ledger, 'linear_mode_connectivity') # (scale): the claims of this chapter with their verdicts

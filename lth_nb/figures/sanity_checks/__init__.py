@@ -18,6 +18,7 @@ __all__ = ['ledger', 'CIFAR', 'IMAGENET', 'LEVELS', 'LRS', 'PAPER_PARAMETERS', '
            'all_rounds', 'doors', 'explorer', 'lights']
 
 # %% ../../../nbs/lib/figures/sanity_checks/index.ipynb #d7485f56
+from functools import partial
 from ..kit import ledger as ledger_of
 from .trials import (
     CIFAR, IMAGENET, LEVELS, LRS, PAPER_PARAMETERS, SHORT, TAB_2, TINY, Trial, cases, cifar_cases, cpu_cases,
@@ -57,7 +58,4 @@ _all_ = ['CIFAR', 'IMAGENET', 'LEVELS', 'LRS', 'PAPER_PARAMETERS', 'SHORT', 'TAB
          'READINGS', 'TAB_STEPS', 'all_rounds', 'doors', 'explorer', 'lights', 'ledger']
 
 # %% ../../../nbs/lib/figures/sanity_checks/index.ipynb #db7b5899
-def ledger(scale:str=None # None: as settings say
-    ):
-    "The claims of this chapter with their verdicts, from what is stored."
-    return ledger_of('sanity_checks', scale)
+ledger = partial(ledger_of, 'sanity_checks') # (scale): the claims of this chapter with their verdicts

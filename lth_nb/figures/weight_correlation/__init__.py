@@ -16,6 +16,7 @@ __all__ = ['ledger', 'COLORS', 'KINDS', 'MASKS', 'RATES', 'Pair', 'about_resnet2
            'steps_of', 'TAB_NOTIONS', 'draw_notions', 'four_notions', 'notions', 'sanity_verdict']
 
 # %% ../../../nbs/lib/figures/weight_correlation/index.ipynb #ef105ac7
+from functools import partial
 from ..kit import ledger as ledger_of
 from .pairs import (
     COLORS, KINDS, MASKS, RATES, Pair, about_resnet20, cases, complete, cpu_cases, first_layer, gpu_cases, pair_sheet,
@@ -48,7 +49,4 @@ _all_ = [
     'TAB_NOTIONS', 'draw_notions', 'four_notions', 'notions', 'sanity_verdict']
 
 # %% ../../../nbs/lib/figures/weight_correlation/index.ipynb #e20aee53
-def ledger(scale:str=None # None: as settings say
-    ):
-    "The claims of this chapter with their verdicts, from what is stored."
-    return ledger_of('weight_correlation', scale)
+ledger = partial(ledger_of, 'weight_correlation') # (scale): the claims of this chapter with their verdicts
