@@ -161,7 +161,8 @@ def test_on_a_gpu_every_tensor_begins_at_64_bytes(name, precision):
     weights = Weights(net, precision == 'bf16', ALIGN)
     recipes = Recipe(1, precision=precision), Recipe(1, optimizer='adam', precision=precision)
     averaged = [slot for recipe in recipes for slot in averages(recipe, weights).values()]
-    views = [weights.view(vector, name) for vector in (weights.vector, weights.grad, *averaged) for name in weights.places]
+    vectors = weights.vector, weights.grad, *averaged
+    views = [weights.view(vector, name) for vector in vectors for name in weights.places]
     halves = [t[at:] for t in (weights.half, weights.half_grad) if t is not None
               for at,_,_ in list(weights.places.values())[:weights.layers]]
     where, vector = into_vector(net)
