@@ -503,6 +503,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'lth_nb/experiment/node.py'),
                                         'lth_nb.experiment.node.Node._set': ( 'lib/experiment/node.html#node._set',
                                                                               'lth_nb/experiment/node.py'),
+                                        'lth_nb.experiment.node.Node.inputs': ( 'lib/experiment/node.html#node.inputs',
+                                                                                'lth_nb/experiment/node.py'),
                                         'lth_nb.experiment.node.Node.label': ( 'lib/experiment/node.html#node.label',
                                                                                'lth_nb/experiment/node.py'),
                                         'lth_nb.experiment.node.Step': ('lib/experiment/node.html#step', 'lth_nb/experiment/node.py'),
