@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lth_nb.cli._add_run_and_status': ('lib/cli.html#_add_run_and_status', 'lth_nb/cli.py'),
                             'lth_nb.cli._do': ('lib/cli.html#_do', 'lth_nb/cli.py'),
                             'lth_nb.cli._parser': ('lib/cli.html#_parser', 'lth_nb/cli.py'),
+                            'lth_nb.cli.asked_for': ('lib/cli.html#asked_for', 'lth_nb/cli.py'),
                             'lth_nb.cli.coverage': ('lib/cli.html#coverage', 'lth_nb/cli.py'),
                             'lth_nb.cli.covered': ('lib/cli.html#covered', 'lth_nb/cli.py'),
                             'lth_nb.cli.figures': ('lib/cli.html#figures', 'lth_nb/cli.py'),
