@@ -6,7 +6,7 @@
 __all__ = ['CONTAINERS', 'LAYERS', 'StackedLinear', 'StackedFlatten', 'stack_layers', 'stacked_shape', 'owner', 'put_parameter',
            'repeat_statistics', 'unknown_layer', 'odd_parameter', 'stack_agrees', 'unstackable']
 
-# %% ../../nbs/lib/engine/layers.ipynb #c1d89a96
+# %% ../../nbs/lib/engine/layers.ipynb #8291e9c3
 from dataclasses import replace
 from functools import lru_cache
 import torch
@@ -14,28 +14,27 @@ from torch import Tensor, nn
 from ..networks import Block, Inverted, Mean, Network, PreBlock, families
 from .weights import laid_out, lined_up
 
-# %% ../../nbs/lib/engine/layers.ipynb #1d867657
+# %% ../../nbs/lib/engine/layers.ipynb #270176a2
 class StackedLinear(nn.Module):
-    "As many linear layers as replicas: [batch, size * inputs] or [size, batch, inputs] -> [size, batch, outputs]."
+    "As many linear layers as replicas: [batch, size * inputs] or [size, inputs, batch] -> [size, outputs, batch]."
     def __init__(self, layer:nn.Linear, size:int):
         super().__init__()
         self.size = size
         self.weight = layer.weight   # [size, outputs, inputs], once it is stacked
-        self.bias = layer.bias       # [size, 1, outputs]
+        self.bias = layer.bias       # [size, outputs, 1]
     def forward(self, x:Tensor)->Tensor:
-        if x.dim() == 2: x = x.view(len(x), self.size, -1).transpose(0, 1)
-        weight = self.weight.transpose(1, 2)
-        return torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias, x, weight)
+        if x.dim() == 2: x = x.view(len(x), self.size, -1).permute(1, 2, 0)
+        return torch.bmm(self.weight, x) if self.bias is None else torch.baddbmm(self.bias, self.weight, x)
 
-# %% ../../nbs/lib/engine/layers.ipynb #4d2efbfe
+# %% ../../nbs/lib/engine/layers.ipynb #f95801ff
 class StackedFlatten(nn.Module):
-    "[batch, size * channels, ...] -> [size, batch, inputs]."
+    "[batch, size * channels, ...] -> [size, inputs, batch]."
     def __init__(self, size:int):
         super().__init__()
         self.size = size
-    def forward(self, x:Tensor)->Tensor: return x.reshape(len(x), self.size, -1).transpose(0, 1)
+    def forward(self, x:Tensor)->Tensor: return x.reshape(len(x), self.size, -1).permute(1, 2, 0)
 
-# %% ../../nbs/lib/engine/layers.ipynb #7fee97a9
+# %% ../../nbs/lib/engine/layers.ipynb #fe8de045
 def stack_layers(net:nn.Module, size:int)->nn.Module:
     "Turn a network into one that computes `size` of them; its parameters and statistics are still those of one."
     for name, layer in net.named_children():
@@ -47,21 +46,21 @@ def stack_layers(net:nn.Module, size:int)->nn.Module:
         else: stack_layers(layer, size)
     return net
 
-# %% ../../nbs/lib/engine/layers.ipynb #e0531938
+# %% ../../nbs/lib/engine/layers.ipynb #e019baf9
 def stacked_shape(layer:nn.Module, # To which the parameter belongs
     name:str, # 'weight' or 'bias'
     shape:tuple, # Of one replica's
     size:int)->tuple:
     "The shape of the parameters of `size` replicas together."
     if not isinstance(layer, StackedLinear): return size*shape[0], *shape[1:]
-    return (size, *shape) if name == 'weight' else (size, 1, *shape)
+    return (size, *shape) if name == 'weight' else (size, *shape, 1)
 
 def owner(net:nn.Module, name:str)->tuple: # The layer, and what the parameter is called in it
     "Where a parameter belongs."
     layer, _, last = name.rpartition('.')
     return net.get_submodule(layer), last
 
-# %% ../../nbs/lib/engine/layers.ipynb #4b488cbd
+# %% ../../nbs/lib/engine/layers.ipynb #3eea45b0
 def put_parameter(net:nn.Module, name:str,
     piece:Tensor, # [size, n]: each replica's numbers, as `lined_up` has them
     shape:tuple # Of one replica's
@@ -72,7 +71,7 @@ def put_parameter(net:nn.Module, name:str,
     setattr(layer, last, nn.Parameter(whole))
     return getattr(layer, last)
 
-# %% ../../nbs/lib/engine/layers.ipynb #dd372552
+# %% ../../nbs/lib/engine/layers.ipynb #08d87cd9
 def repeat_statistics(net:nn.Module, size:int)->dict: # {buffer: [size, channels]}, views
     "Make room for the statistics of `size` replicas, each with those that the network has."
     rows = {}
@@ -82,7 +81,7 @@ def repeat_statistics(net:nn.Module, size:int)->dict: # {buffer: [size, channels
         rows[name] = getattr(layer, last).view(size, -1)
     return rows
 
-# %% ../../nbs/lib/engine/layers.ipynb #9e9c9215
+# %% ../../nbs/lib/engine/layers.ipynb #ae72f8aa
 CONTAINERS = nn.Sequential, Block, PreBlock, Inverted, Mean
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.ReLU6,
           nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
@@ -96,7 +95,7 @@ def unknown_layer(net:nn.Module)->str|None:
         if norm and not (layer.affine and layer.track_running_stats and layer.momentum is not None):
             return f'{name} (a BatchNorm without weights, statistics or momentum)'
 
-# %% ../../nbs/lib/engine/layers.ipynb #4d6a9ccf
+# %% ../../nbs/lib/engine/layers.ipynb #b09c317f
 def odd_parameter(net:nn.Module)->str|None:
     "A parameter that does not train, or has two names; None: there is none."
     named = list(net.named_parameters(remove_duplicate=False))
@@ -107,7 +106,7 @@ def odd_parameter(net:nn.Module)->str|None:
         seen.add(id(p))
     return None if named else 'the network (it has no parameters)'
 
-# %% ../../nbs/lib/engine/layers.ipynb #7156001a
+# %% ../../nbs/lib/engine/layers.ipynb #9b4d4ae9
 def _drawn(net, generator):
     "Other numbers in all of a network's parameters."
     for p in net.parameters(): p.data = torch.rand(p.shape, generator=generator, dtype=torch.float64) - .3
@@ -128,9 +127,10 @@ def stack_agrees(network:Network)->bool:
     repeat_statistics(stack, 2)
     try: found = stack(torch.cat(list(x), 1))
     except RuntimeError: return False
-    return torch.allclose(found, torch.stack([net(part) for net, part in zip(both, x)]), rtol=1e-8, atol=1e-8)
+    alone = torch.stack([net(part).t() for net, part in zip(both, x)])
+    return found.shape == alone.shape and torch.allclose(found, alone, rtol=1e-8, atol=1e-8)
 
-# %% ../../nbs/lib/engine/layers.ipynb #cce911a2
+# %% ../../nbs/lib/engine/layers.ipynb #1e0d142c
 @lru_cache(maxsize=256)
 def unstackable(network:Network)->str|None:
     "Why replicas of a network train one by one; None: they can be stacked."

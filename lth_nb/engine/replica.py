@@ -74,3 +74,4 @@ class Replica:
     def state(self, on='cpu')->dict: # Its tensors are there
         "What the last step left behind. A diverged replica leaves NaN behind, and `diverged`, the step."
         return left_behind(self, on)
+    def close(self): "Nobody waits for its place: see `Member`."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TURN', 'SHARED', 'LARGE', 'sources', 'StackedWeights', 'Row', 'side_by_side', 'losses_of', 'Here', 'place_of',
            'step_calls', 'Piece', 'Stack', 'every_bit', 'fill', 'next_piece', 'look', 'is_time', 'turn', 'settle',
-           'check_fits', 'bring_in', 'apply_mask', 'engine_name', 'take_out', 'Member', 'run_all', 'stack_key',
-           'stack_size', 'is_mlp', 'worth_it', 'enter']
+           'check_fits', 'bring_in', 'apply_mask', 'engine_name', 'places_in', 'take_out', 'Member', 'run_all',
+           'stack_key', 'stack_size', 'is_mlp', 'enter']
 
-# %% ../../nbs/lib/engine/stack.ipynb #7084c005
+# %% ../../nbs/lib/engine/stack.ipynb #5f5cd18e
 import math, threading, weakref
 from collections import deque
 from contextlib import nullcontext
@@ -25,7 +25,7 @@ from .step import WINDOW, Course, diverge, stop_counting, update
 from .weights import ALIGN, aligned, averages, bits_of, gaps, laid_out, layers_first, lined_up
 from .weights import network_of, places, spaced
 
-# %% ../../nbs/lib/engine/stack.ipynb #12b5a917
+# %% ../../nbs/lib/engine/stack.ipynb #e9d1cd3b
 def sources(places:dict, # Of one replica's tensors in its row
     homes:dict, # Of all replicas' tensors in the copy
     rows:int, n:int # Shape of the matrix
@@ -38,9 +38,9 @@ def sources(places:dict, # Of one replica's tensors in its row
         index[at:to] = (first + torch.arange(start, end)).view(-1)
     return index
 
-# %% ../../nbs/lib/engine/stack.ipynb #a522515f
+# %% ../../nbs/lib/engine/stack.ipynb #b11483c9
 class StackedWeights:
-    "Parameters of `size` replicas in `vector` [size, n], their gradients in `grad`; `net`, stacked, computes with copies."
+    "Parameters of `size` replicas in `vector` [size, n], gradients in `grad`; the layers compute with copies."
     def __init__(self, net:nn.Module, # One network; it becomes a stack of them
         size:int, half:bool=False): # bf16
         named, self.layers = layers_first(net)
@@ -51,8 +51,10 @@ class StackedWeights:
         self.vector = like.new_zeros(size, aligned(max(end for _, end, _ in self.places.values())))
         self.grad = torch.zeros_like(self.vector)
         self.gaps = [gap.expand(size, -1) for gap in gaps(self.places, like.new_zeros(ALIGN))]
-        self.source = sources(self.places, homes, *self.vector.shape).to(like.device)
-        self.home = like.new_zeros(len(self.source))
+        self.home = like.new_zeros(aligned(max(end for _, end, _ in homes.values())))
+        self.source = sources(self.places, homes, *self.vector.shape).to(like.device) if like.is_cuda else None
+        self.rows = [self.vector[:, start:end] for start, end, _ in self.places.values()]
+        self.copies = [self.home[start:end].view(size, -1) for start, end, _ in homes.values()]
         self.halve(homes) if half else self.keep_whole()
         stack_layers(net, size)
         self.params = [self.put(net, name, homes[name], i < self.layers) for i,(name, _) in enumerate(named)]
@@ -70,7 +72,8 @@ class StackedWeights:
         return put_parameter(net, name, copy[start:end].view(self.size, -1), self.places[name][2])
     def spread(self):
         "Copy the rows to where the layers compute."
-        torch.index_select(self.vector.view(-1), 0, self.source, out=self.home)
+        if self.source is None: torch._foreach_copy_(self.copies, self.rows)
+        else: torch.index_select(self.vector.view(-1), 0, self.source, out=self.home)
         if self.half is not None: self.half.copy_(self.home[:len(self.half)])
     def collect(self, grads:list):
         "Gradients of `params`, in their order, into `grad`."
@@ -83,7 +86,7 @@ class StackedWeights:
         rest = spaced(flat[self.layers:], self.gaps[self.layers:])
         if rest: self.grad[:, self.cut:].copy_(torch.cat(rest, 1))
 
-# %% ../../nbs/lib/engine/stack.ipynb #96dc978e
+# %% ../../nbs/lib/engine/stack.ipynb #2a67a2c4
 class Row:
     "The numbers of one replica in a stack."
     def __init__(self, weights:StackedWeights, place:int):
@@ -98,7 +101,7 @@ class Row:
         "A vector as copies of its parameters."
         return {name: self.view(vector, name).contiguous().clone() for name in names}
 
-# %% ../../nbs/lib/engine/stack.ipynb #6d43f971
+# %% ../../nbs/lib/engine/stack.ipynb #6186adff
 def side_by_side(x:Tensor, # [batch * size, channels, ...]: the first example of each replica, then the second
     size:int)->Tensor: # [batch, size * channels, ...], images in channels_last
     "The replicas' inputs as the channels of one."
@@ -107,18 +110,16 @@ def side_by_side(x:Tensor, # [batch * size, channels, ...]: the first example of
     x = x.permute(0, 2, 3, 1).reshape(-1, size, h, w, c)
     return x.permute(0, 2, 3, 1, 4).reshape(-1, h, w, size*c).permute(0, 3, 1, 2)
 
-# %% ../../nbs/lib/engine/stack.ipynb #8a4d5144
-def losses_of(z:Tensor, # Logits [size, batch, classes]
+# %% ../../nbs/lib/engine/stack.ipynb #a3cfc02c
+def losses_of(z:Tensor, # Logits [size, classes, batch]
     y:Tensor # Labels int64 [batch * size], as the inputs
     )->Tensor: # [size]
     "Mean cross-entropy of each replica."
-    size, batch, classes = z.shape
-    labels = y.view(batch, size).t().reshape(-1)
-    z = z.reshape(-1, classes)
+    labels = y.view(-1, len(z)).t()
     each = F.cross_entropy(z if z.dtype == torch.float64 else z.float(), labels, reduction='none')
-    return each.view(size, batch).mean(1)
+    return each.mean(1)
 
-# %% ../../nbs/lib/engine/stack.ipynb #7de55461
+# %% ../../nbs/lib/engine/stack.ipynb #d3e1e16b
 class Here:
     "A place where work is done when it is sent."
     def here(self): return nullcontext()
@@ -129,7 +130,7 @@ class Here:
 def place_of(device:str): # A `Stream` or `Here`
     return Stream(device) if device.startswith('cuda') else Here()
 
-# %% ../../nbs/lib/engine/stack.ipynb #e8b4034a
+# %% ../../nbs/lib/engine/stack.ipynb #b33f3a76
 def step_calls(stack, stream)->dict: # {n: a call that takes n steps}, the longest first
     "The step of a stack as calls: itself on a CPU, graphs on a GPU."
     if isinstance(stream, Here): return {1: stack.step}
@@ -148,7 +149,7 @@ def step_calls(stack, stream)->dict: # {n: a call that takes n steps}, the longe
         back()
     return calls
 
-# %% ../../nbs/lib/engine/stack.ipynb #433754fd
+# %% ../../nbs/lib/engine/stack.ipynb #2d47e129
 TURN = 10   # Steps
 
 class Piece:
@@ -171,7 +172,7 @@ class Piece:
         while not self.pump():
             if self.marks: self.marks[0].synchronize()
 
-# %% ../../nbs/lib/engine/stack.ipynb #b2ddeffb
+# %% ../../nbs/lib/engine/stack.ipynb #13464344
 class Stack:
     "`size` places for replicas that train as one network."
     def __init__(self, network:Network, data:Dataset, recipe:Recipe, size:int, device:str='cpu'):
@@ -239,7 +240,7 @@ def every_bit(vector:Tensor)->Tensor: # -1 everywhere, int32, or int64 for float
     "The bits of a mask that prunes nothing."
     return torch.full_like(vector, -1, dtype=torch.int64 if vector.dtype == torch.float64 else torch.int32)
 
-# %% ../../nbs/lib/engine/stack.ipynb #05b7d757
+# %% ../../nbs/lib/engine/stack.ipynb #455c235f
 def fill(stack:Stack, n:int):
     "Put the next `n` steps of each replica into the tables."
     stack.rates.zero_()
@@ -267,7 +268,7 @@ def look(stack:Stack):
         if not all(flags): diverge(member, member.step + flags.index(False))
         member.step += n
 
-# %% ../../nbs/lib/engine/stack.ipynb #003515e6
+# %% ../../nbs/lib/engine/stack.ipynb #411482bb
 def is_time(stack:Stack, member)->bool:
     "Whether the next steps can begin, now that `member` has asked."
     if any(other.step >= other.until for other in stack.running()): return False
@@ -296,7 +297,7 @@ def settle(stack:Stack):
     look(stack)
     stack.asked.clear()
 
-# %% ../../nbs/lib/engine/stack.ipynb #c5b5f852
+# %% ../../nbs/lib/engine/stack.ipynb #72dd3cbd
 def check_fits(state:dict, row:Row):
     "Raises `ValueError` for a state of another network."
     shapes = {name: tuple(shape) for name, (_, _, shape) in row.places.items()}
@@ -325,8 +326,11 @@ def apply_mask(stack:Stack, place:int):
     for t in (stack.weights.vector, *stack.slots.values()):
         t[place].view(stack.keep.dtype).bitwise_and_(stack.keep[place])
 
-# %% ../../nbs/lib/engine/stack.ipynb #7f017a51
+# %% ../../nbs/lib/engine/stack.ipynb #434b78f5
 def engine_name(size:int)->str: return f'stack of {size}' if size else 'loop'
+
+def places_in(engine:str)->int: # 0 of the loop
+    return 0 if engine == 'loop' else int(engine.removeprefix('stack of '))
 
 def take_out(member, on:str)->dict:
     "The state of a replica in a stack. One that has diverged leaves NaN wherever something lives."
@@ -343,7 +347,7 @@ def take_out(member, on:str)->dict:
                  slots=slots, buffers=buffers, count=int(stack.count[place]), engine=engine_name(stack.size))
     return state if member.diverged is None else {**state, 'diverged': member.diverged}
 
-# %% ../../nbs/lib/engine/stack.ipynb #9c585b44
+# %% ../../nbs/lib/engine/stack.ipynb #72be2e80
 class Member:
     "A replica in a stack, entered at step `first` of its recipe."
     def __init__(self, stack:Stack, state:dict, recipe:Recipe,
@@ -385,7 +389,7 @@ def run_all(members:list, # All of a stack
     goals = [member.step + steps for member in members]
     while not all([member.pump(goal) for member, goal in zip(members, goals)]): pass
 
-# %% ../../nbs/lib/engine/stack.ipynb #dbea9a93
+# %% ../../nbs/lib/engine/stack.ipynb #abc8c20e
 SHARED = 'batch', 'optimizer', 'momentum', 'betas', 'eps', 'weight_decay', 'augment', 'precision'
 
 def stack_key(network:Network, data:Dataset, recipe:Recipe)->tuple:
@@ -393,7 +397,7 @@ def stack_key(network:Network, data:Dataset, recipe:Recipe)->tuple:
     shape = replace(network, init='kaiming_normal', bn_init='ones')
     return shape, data, *(getattr(recipe, name) for name in SHARED)
 
-# %% ../../nbs/lib/engine/stack.ipynb #0b00396b
+# %% ../../nbs/lib/engine/stack.ipynb #8d97b15f
 LARGE = 'mnist', 'cifar10', 'cifar100', 'tiny-imagenet', 'imagenet'   # more than 16 x 16, known without loading
 
 def stack_size(network:Network, data:Dataset, device:str='cpu')->int:
@@ -408,20 +412,17 @@ def is_mlp(network:Network)->bool:
     "Whether all its layers are linear."
     return not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in network.build().modules())
 
-# %% ../../nbs/lib/engine/stack.ipynb #9f8e803d
-def worth_it(replicas:int, size:int)->bool:
-    "Whether so many replicas train faster in a stack than alone: it takes a third of the places."
-    return size > 0 and 3*replicas >= size
-
-# %% ../../nbs/lib/engine/stack.ipynb #f621780f
+# %% ../../nbs/lib/engine/stack.ipynb #ed85df4c
 _stacks = weakref.WeakSet()
 _lately = deque(maxlen=2)
 
 def enter(state:dict, data:Dataset, recipe:Recipe, order:int, first:int, mask:dict=None, optimizer:str='kept',
-    device:str='cpu', *, size:int)->Member: # Places of the stack
+    device:str='cpu', *, size:int, # Places of the stack
+    company=None # Only those who say the same get into one
+    )->Member:
     "A place in a stack that has one, or in a new stack."
     network = network_of(state)
-    key = stack_key(network, data, recipe), size, device, threading.get_ident()
+    key = stack_key(network, data, recipe), size, device, company, threading.get_ident()
     free = [stack for stack in _stacks if stack.key == key and None in stack.members and not stack.broken]
     stack = free[0] if free else Stack(network, data, recipe, size, device)
     stack.key = key

@@ -83,11 +83,13 @@ def checkpointed(store)->set:
 class Stopped(Exception):
     "Time is up: the step has saved what it needs to go on later."
 
-def about(node, seconds:float # Since its call began
+def about(node, seconds:float, # Since its call began
+    engine:str=None # 'loop', 'stack of 16': where a step has several ways to the same value, other bits by each
     )->dict:
     "What is stored beside a value: what it is, how it came about, and where."
+    made = provenance(seconds) | (dict(engine=engine) if engine else {})
     return dict(step=node.step.name, version=node.step.version, key=node.key, labels=node.labels,
-                expression=expression(node), made=provenance(seconds))
+                expression=expression(node), made=made)
 
 # %% ../../nbs/lib/experiment/call.ipynb #7f04a7fb
 class Shelf:
@@ -96,24 +98,32 @@ class Shelf:
         store,
         deadline:float=None, # Unix time; None: as long as it takes
         every:float=60., # Seconds between checkpoints
-        clock:Callable=time.time # () -> Unix time
+        clock:Callable=time.time, # () -> Unix time
+        places:int=0, # How many calls run as one with this one; 0: it runs alone
+        company:Any=None # Who they are: the same thing for all of them
         ):
         self.node = node
         self.store = store
         self.deadline = deadline
         self.clock = clock
+        self.places = places
+        self.company = company or node.call
+        self.engine = None   # a step may say by which way it makes its values
         self.started = time.monotonic()
         self.checkpoint = Checkpoint(node, store, every)
     def save(self, item:Any, # None: the value of a step of one
         value:Any):
         "Keep the value of one item."
         node = self.node if item is None else self.node[item]
-        self.store.write(node.path, value, **about(node, time.monotonic() - self.started))
+        self.store.write(node.path, value, **about(node, time.monotonic() - self.started, self.engine))
     def has(self, item:Any)->bool: return self.store.has(self.node[item].path)
     def load(self, item:Any)->Any: return self.store.read(self.node[item].path)
     def items(self)->list[str]:
         "Names of the items of this call that are stored."
         return [path.rsplit('/', 1)[1] for path in self.store.paths(self.node.path)]
+    def made_by(self)->str|None: # None: nothing of this call is stored
+        "The engine that made what is stored of this call."
+        for path in self.store.paths(self.node.path): return self.store.record(path)['made'].get('engine', 'loop')
     def resume(self)->Any:
         "The last checkpoint of this call, or None."
         return self.checkpoint.read()
@@ -128,9 +138,9 @@ class Shelf:
         self.checkpoint.remove()
 
 # %% ../../nbs/lib/experiment/call.ipynb #1dfb585a
-def _called(nodes, store, deadline, clock): # a generator
+def _called(nodes, store, deadline, clock, places, company): # a generator
     node = nodes[0]
-    shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock)
+    shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock, places=places, company=company)
     args = value_of(node.args, store)
     if node.step.many: args.update(items=[node.item for node in nodes], shelf=shelf)
     value = node.step.fn(**args)
@@ -143,10 +153,11 @@ def _called(nodes, store, deadline, clock): # a generator
 def turns(nodes:list, # Nodes of one call: one node, or the items wanted of a step of many
     store, # Where inputs are read and results go
     deadline:float=None, # Unix time after which to stop
-    clock:Callable=time.time # () -> Unix time
+    clock:Callable=time.time, # () -> Unix time
+    places:int=0, company:Any=None # As `Shelf` has them
     ):
     "Run one call, as a generator: it yields what a generator step yields, and returns 'done' or 'stopped'."
-    try: yield from _called(nodes, store, deadline, clock)
+    try: yield from _called(nodes, store, deadline, clock, places, company)
     except Stopped: return 'stopped'
     return 'done'
 

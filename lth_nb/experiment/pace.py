@@ -155,6 +155,13 @@ class Box:
         self.looked = clock()
         self.speeds = Speeds()
         self.held = set()
+    def join(self, unit:tuple):
+        "Calls that run as one are one load, of their own kind: in company a step takes another time."
+        if unit in self.loads: return
+        loads = [self.loads[call] for call in unit]
+        kind = loads[0].kind | {f'{len(unit)} in company'}
+        self.loads[unit] = Load(sum(load.steps for load in loads), sum(load.done for load in loads), kind,
+                                max(load.height for load in loads))
     def late(self)->bool: return self.clock() >= self.deadline
     def due(self)->bool: return self.clock() >= self.looked + self.every
     def choose(self, ready:list, flying:list)->list: # Calls to begin, in order
