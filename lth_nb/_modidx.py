@@ -291,6 +291,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'lth_nb.engine.layers.StackedLinear.forward': ( 'lib/engine/layers.html#stackedlinear.forward',
                                                                                       'lth_nb/engine/layers.py'),
                                       'lth_nb.engine.layers._drawn': ('lib/engine/layers.html#_drawn', 'lth_nb/engine/layers.py'),
+                                      'lth_nb.engine.layers._unstackable': ( 'lib/engine/layers.html#_unstackable',
+                                                                             'lth_nb/engine/layers.py'),
                                       'lth_nb.engine.layers.odd_parameter': ( 'lib/engine/layers.html#odd_parameter',
                                                                               'lth_nb/engine/layers.py'),
                                       'lth_nb.engine.layers.owner': ('lib/engine/layers.html#owner', 'lth_nb/engine/layers.py'),

@@ -6,7 +6,7 @@
 __all__ = ['CONTAINERS', 'LAYERS', 'StackedLinear', 'StackedFlatten', 'stack_layers', 'stacked_shape', 'owner', 'put_parameter',
            'repeat_statistics', 'unknown_layer', 'odd_parameter', 'stack_agrees', 'unstackable']
 
-# %% ../../nbs/lib/engine/layers.ipynb #8291e9c3
+# %% ../../nbs/lib/engine/layers.ipynb #e735c8e8
 from dataclasses import replace
 from functools import lru_cache
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..networks import Block, Inverted, Mean, Network, PreBlock, families
 from .weights import laid_out, lined_up
 
-# %% ../../nbs/lib/engine/layers.ipynb #270176a2
+# %% ../../nbs/lib/engine/layers.ipynb #34f62331
 class StackedLinear(nn.Module):
     "As many linear layers as replicas: [batch, size * inputs] or [size, inputs, batch] -> [size, outputs, batch]."
     def __init__(self, layer:nn.Linear, size:int):
@@ -26,7 +26,7 @@ class StackedLinear(nn.Module):
         if x.dim() == 2: x = x.view(len(x), self.size, -1).permute(1, 2, 0)
         return torch.bmm(self.weight, x) if self.bias is None else torch.baddbmm(self.bias, self.weight, x)
 
-# %% ../../nbs/lib/engine/layers.ipynb #f95801ff
+# %% ../../nbs/lib/engine/layers.ipynb #206ebe5d
 class StackedFlatten(nn.Module):
     "[batch, size * channels, ...] -> [size, inputs, batch]."
     def __init__(self, size:int):
@@ -34,7 +34,7 @@ class StackedFlatten(nn.Module):
         self.size = size
     def forward(self, x:Tensor)->Tensor: return x.reshape(len(x), self.size, -1).permute(1, 2, 0)
 
-# %% ../../nbs/lib/engine/layers.ipynb #fe8de045
+# %% ../../nbs/lib/engine/layers.ipynb #35dbc781
 def stack_layers(net:nn.Module, size:int)->nn.Module:
     "Turn a network into one that computes `size` of them; its parameters and statistics are still those of one."
     for name, layer in net.named_children():
@@ -46,7 +46,7 @@ def stack_layers(net:nn.Module, size:int)->nn.Module:
         else: stack_layers(layer, size)
     return net
 
-# %% ../../nbs/lib/engine/layers.ipynb #e019baf9
+# %% ../../nbs/lib/engine/layers.ipynb #9b4af660
 def stacked_shape(layer:nn.Module, # To which the parameter belongs
     name:str, # 'weight' or 'bias'
     shape:tuple, # Of one replica's
@@ -60,7 +60,7 @@ def owner(net:nn.Module, name:str)->tuple: # The layer, and what the parameter i
     layer, _, last = name.rpartition('.')
     return net.get_submodule(layer), last
 
-# %% ../../nbs/lib/engine/layers.ipynb #3eea45b0
+# %% ../../nbs/lib/engine/layers.ipynb #20851d44
 def put_parameter(net:nn.Module, name:str,
     piece:Tensor, # [size, n]: each replica's numbers, as `lined_up` has them
     shape:tuple # Of one replica's
@@ -71,7 +71,7 @@ def put_parameter(net:nn.Module, name:str,
     setattr(layer, last, nn.Parameter(whole))
     return getattr(layer, last)
 
-# %% ../../nbs/lib/engine/layers.ipynb #08d87cd9
+# %% ../../nbs/lib/engine/layers.ipynb #bc313e86
 def repeat_statistics(net:nn.Module, size:int)->dict: # {buffer: [size, channels]}, views
     "Make room for the statistics of `size` replicas, each with those that the network has."
     rows = {}
@@ -81,7 +81,7 @@ def repeat_statistics(net:nn.Module, size:int)->dict: # {buffer: [size, channels
         rows[name] = getattr(layer, last).view(size, -1)
     return rows
 
-# %% ../../nbs/lib/engine/layers.ipynb #ae72f8aa
+# %% ../../nbs/lib/engine/layers.ipynb #b11d13d0
 CONTAINERS = nn.Sequential, Block, PreBlock, Inverted, Mean
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.ReLU6,
           nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
@@ -95,7 +95,7 @@ def unknown_layer(net:nn.Module)->str|None:
         if norm and not (layer.affine and layer.track_running_stats and layer.momentum is not None):
             return f'{name} (a BatchNorm without weights, statistics or momentum)'
 
-# %% ../../nbs/lib/engine/layers.ipynb #b09c317f
+# %% ../../nbs/lib/engine/layers.ipynb #ad55f5e4
 def odd_parameter(net:nn.Module)->str|None:
     "A parameter that does not train, or has two names; None: there is none."
     named = list(net.named_parameters(remove_duplicate=False))
@@ -106,7 +106,7 @@ def odd_parameter(net:nn.Module)->str|None:
         seen.add(id(p))
     return None if named else 'the network (it has no parameters)'
 
-# %% ../../nbs/lib/engine/layers.ipynb #9b4d4ae9
+# %% ../../nbs/lib/engine/layers.ipynb #44b26374
 def _drawn(net, generator):
     "Other numbers in all of a network's parameters."
     for p in net.parameters(): p.data = torch.rand(p.shape, generator=generator, dtype=torch.float64) - .3
@@ -130,10 +130,13 @@ def stack_agrees(network:Network)->bool:
     alone = torch.stack([net(part).t() for net, part in zip(both, x)])
     return found.shape == alone.shape and torch.allclose(found, alone, rtol=1e-8, atol=1e-8)
 
-# %% ../../nbs/lib/engine/layers.ipynb #1e0d142c
-@lru_cache(maxsize=256)
+# %% ../../nbs/lib/engine/layers.ipynb #8d75f623
 def unstackable(network:Network)->str|None:
     "Why replicas of a network train one by one; None: they can be stacked."
+    return _unstackable(network, families[network.name])
+
+@lru_cache(maxsize=256)
+def _unstackable(network, family):
     net = network.build()
     if odd := unknown_layer(net) or odd_parameter(net): return f'{odd} cannot be stacked'
     return None if stack_agrees(network) else 'its layers, stacked, compute something else'

@@ -46,6 +46,7 @@ class Replica:
         driven:bool=None, # None: on a GPU
         compiled_net=False): # The network through torch.compile, too: it costs a minute and rounds differently
         self.step = first
+        self.recipe = recipe
         self.diverged = state.get('diverged')
         self.model = Model(state, recipe, first, mask, optimizer, device, compiled_net)
         self.weights = self.model.weights

@@ -8,7 +8,7 @@ __all__ = ['TURN', 'SHARED', 'LARGE', 'sources', 'StackedWeights', 'Row', 'side_
            'check_fits', 'bring_in', 'apply_mask', 'engine_name', 'places_in', 'take_out', 'Member', 'run_all',
            'stack_key', 'stack_size', 'is_mlp', 'enter']
 
-# %% ../../nbs/lib/engine/stack.ipynb #5f5cd18e
+# %% ../../nbs/lib/engine/stack.ipynb #d655c4a2
 import math, threading, weakref
 from collections import deque
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from dataclasses import astuple, replace
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from ..data import Dataset
-from ..networks import Network
+from ..networks import Network, families
 from ..recipes import PRECISIONS, Recipe
 from ..running import tick
 from .lane import Stream, precisely
@@ -25,7 +25,7 @@ from .step import WINDOW, Course, diverge, stop_counting, update
 from .weights import ALIGN, aligned, averages, bits_of, gaps, laid_out, layers_first, lined_up
 from .weights import network_of, places, spaced
 
-# %% ../../nbs/lib/engine/stack.ipynb #e9d1cd3b
+# %% ../../nbs/lib/engine/stack.ipynb #b498c58e
 def sources(places:dict, # Of one replica's tensors in its row
     homes:dict, # Of all replicas' tensors in the copy
     rows:int, n:int # Shape of the matrix
@@ -38,7 +38,7 @@ def sources(places:dict, # Of one replica's tensors in its row
         index[at:to] = (first + torch.arange(start, end)).view(-1)
     return index
 
-# %% ../../nbs/lib/engine/stack.ipynb #b11483c9
+# %% ../../nbs/lib/engine/stack.ipynb #898461ea
 class StackedWeights:
     "Parameters of `size` replicas in `vector` [size, n], gradients in `grad`; the layers compute with copies."
     def __init__(self, net:nn.Module, # One network; it becomes a stack of them
@@ -86,7 +86,7 @@ class StackedWeights:
         rest = spaced(flat[self.layers:], self.gaps[self.layers:])
         if rest: self.grad[:, self.cut:].copy_(torch.cat(rest, 1))
 
-# %% ../../nbs/lib/engine/stack.ipynb #2a67a2c4
+# %% ../../nbs/lib/engine/stack.ipynb #090f3e8d
 class Row:
     "The numbers of one replica in a stack."
     def __init__(self, weights:StackedWeights, place:int):
@@ -101,7 +101,7 @@ class Row:
         "A vector as copies of its parameters."
         return {name: self.view(vector, name).contiguous().clone() for name in names}
 
-# %% ../../nbs/lib/engine/stack.ipynb #6186adff
+# %% ../../nbs/lib/engine/stack.ipynb #cebdedd7
 def side_by_side(x:Tensor, # [batch * size, channels, ...]: the first example of each replica, then the second
     size:int)->Tensor: # [batch, size * channels, ...], images in channels_last
     "The replicas' inputs as the channels of one."
@@ -110,7 +110,7 @@ def side_by_side(x:Tensor, # [batch * size, channels, ...]: the first example of
     x = x.permute(0, 2, 3, 1).reshape(-1, size, h, w, c)
     return x.permute(0, 2, 3, 1, 4).reshape(-1, h, w, size*c).permute(0, 3, 1, 2)
 
-# %% ../../nbs/lib/engine/stack.ipynb #a3cfc02c
+# %% ../../nbs/lib/engine/stack.ipynb #49de6106
 def losses_of(z:Tensor, # Logits [size, classes, batch]
     y:Tensor # Labels int64 [batch * size], as the inputs
     )->Tensor: # [size]
@@ -119,7 +119,7 @@ def losses_of(z:Tensor, # Logits [size, classes, batch]
     each = F.cross_entropy(z if z.dtype == torch.float64 else z.float(), labels, reduction='none')
     return each.mean(1)
 
-# %% ../../nbs/lib/engine/stack.ipynb #d3e1e16b
+# %% ../../nbs/lib/engine/stack.ipynb #07e53edf
 class Here:
     "A place where work is done when it is sent."
     def here(self): return nullcontext()
@@ -130,7 +130,7 @@ class Here:
 def place_of(device:str): # A `Stream` or `Here`
     return Stream(device) if device.startswith('cuda') else Here()
 
-# %% ../../nbs/lib/engine/stack.ipynb #b33f3a76
+# %% ../../nbs/lib/engine/stack.ipynb #bba7fbe7
 def step_calls(stack, stream)->dict: # {n: a call that takes n steps}, the longest first
     "The step of a stack as calls: itself on a CPU, graphs on a GPU."
     if isinstance(stream, Here): return {1: stack.step}
@@ -149,7 +149,7 @@ def step_calls(stack, stream)->dict: # {n: a call that takes n steps}, the longe
         back()
     return calls
 
-# %% ../../nbs/lib/engine/stack.ipynb #2d47e129
+# %% ../../nbs/lib/engine/stack.ipynb #f4a672aa
 TURN = 10   # Steps
 
 class Piece:
@@ -172,7 +172,7 @@ class Piece:
         while not self.pump():
             if self.marks: self.marks[0].synchronize()
 
-# %% ../../nbs/lib/engine/stack.ipynb #13464344
+# %% ../../nbs/lib/engine/stack.ipynb #cee90c7e
 class Stack:
     "`size` places for replicas that train as one network."
     def __init__(self, network:Network, data:Dataset, recipe:Recipe, size:int, device:str='cpu'):
@@ -240,7 +240,7 @@ def every_bit(vector:Tensor)->Tensor: # -1 everywhere, int32, or int64 for float
     "The bits of a mask that prunes nothing."
     return torch.full_like(vector, -1, dtype=torch.int64 if vector.dtype == torch.float64 else torch.int32)
 
-# %% ../../nbs/lib/engine/stack.ipynb #455c235f
+# %% ../../nbs/lib/engine/stack.ipynb #cba0dd3e
 def fill(stack:Stack, n:int):
     "Put the next `n` steps of each replica into the tables."
     stack.rates.zero_()
@@ -268,7 +268,7 @@ def look(stack:Stack):
         if not all(flags): diverge(member, member.step + flags.index(False))
         member.step += n
 
-# %% ../../nbs/lib/engine/stack.ipynb #411482bb
+# %% ../../nbs/lib/engine/stack.ipynb #19cf15ff
 def is_time(stack:Stack, member)->bool:
     "Whether the next steps can begin, now that `member` has asked."
     if any(other.step >= other.until for other in stack.running()): return False
@@ -297,7 +297,7 @@ def settle(stack:Stack):
     look(stack)
     stack.asked.clear()
 
-# %% ../../nbs/lib/engine/stack.ipynb #72dd3cbd
+# %% ../../nbs/lib/engine/stack.ipynb #ed3cb6a3
 def check_fits(state:dict, row:Row):
     "Raises `ValueError` for a state of another network."
     shapes = {name: tuple(shape) for name, (_, _, shape) in row.places.items()}
@@ -326,7 +326,7 @@ def apply_mask(stack:Stack, place:int):
     for t in (stack.weights.vector, *stack.slots.values()):
         t[place].view(stack.keep.dtype).bitwise_and_(stack.keep[place])
 
-# %% ../../nbs/lib/engine/stack.ipynb #434b78f5
+# %% ../../nbs/lib/engine/stack.ipynb #bdcfa42e
 def engine_name(size:int)->str: return f'stack of {size}' if size else 'loop'
 
 def places_in(engine:str)->int: # 0 of the loop
@@ -347,7 +347,7 @@ def take_out(member, on:str)->dict:
                  slots=slots, buffers=buffers, count=int(stack.count[place]), engine=engine_name(stack.size))
     return state if member.diverged is None else {**state, 'diverged': member.diverged}
 
-# %% ../../nbs/lib/engine/stack.ipynb #72be2e80
+# %% ../../nbs/lib/engine/stack.ipynb #3f6e5e88
 class Member:
     "A replica in a stack, entered at step `first` of its recipe."
     def __init__(self, stack:Stack, state:dict, recipe:Recipe,
@@ -389,15 +389,15 @@ def run_all(members:list, # All of a stack
     goals = [member.step + steps for member in members]
     while not all([member.pump(goal) for member, goal in zip(members, goals)]): pass
 
-# %% ../../nbs/lib/engine/stack.ipynb #abc8c20e
+# %% ../../nbs/lib/engine/stack.ipynb #0840b514
 SHARED = 'batch', 'optimizer', 'momentum', 'betas', 'eps', 'weight_decay', 'augment', 'precision'
 
 def stack_key(network:Network, data:Dataset, recipe:Recipe)->tuple:
     "What replicas of one stack have in common."
     shape = replace(network, init='kaiming_normal', bn_init='ones')
-    return shape, data, *(getattr(recipe, name) for name in SHARED)
+    return shape, families[network.name], data, *(getattr(recipe, name) for name in SHARED)
 
-# %% ../../nbs/lib/engine/stack.ipynb #8d97b15f
+# %% ../../nbs/lib/engine/stack.ipynb #245f531f
 LARGE = 'mnist', 'cifar10', 'cifar100', 'tiny-imagenet', 'imagenet'   # more than 16 x 16, known without loading
 
 def stack_size(network:Network, data:Dataset, device:str='cpu')->int:
@@ -412,7 +412,7 @@ def is_mlp(network:Network)->bool:
     "Whether all its layers are linear."
     return not any(isinstance(layer, nn.modules.conv._ConvNd) for layer in network.build().modules())
 
-# %% ../../nbs/lib/engine/stack.ipynb #ed85df4c
+# %% ../../nbs/lib/engine/stack.ipynb #65a4948d
 _stacks = weakref.WeakSet()
 _lately = deque(maxlen=2)
 

@@ -192,7 +192,7 @@ class Driven:
 def diverge(rep, step:int):
     "Mark a replica."
     rep.diverged = step
-    warnings.warn(f'diverged: the loss of step {step} is not finite ({rep.model.recipe}); '
+    warnings.warn(f'diverged: the loss of step {step} is not finite ({rep.recipe}); '
                   'a lower learning rate would help', stacklevel=3)
 
 # %% ../../nbs/lib/engine/step.ipynb #71ca0e90
