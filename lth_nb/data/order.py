@@ -9,6 +9,14 @@ __all__ = ['ORDER', 'CROPS', 'LABELS', 'philox', 'philox_key', 'permutation', 'a
 import numpy as np, torch
 from torch import Tensor
 
+# %% ../../nbs/lib/data/order.ipynb #22d96941
+def _tensors(words):
+    device = next((word.device for word in words if isinstance(word, Tensor)), 'cpu')
+    def tensor(word):
+        if isinstance(word, Tensor): return word.to(torch.int64)
+        return torch.full((), word, dtype=torch.int64, device=device)
+    return [tensor(word) for word in words]
+
 # %% ../../nbs/lib/data/order.ipynb #9d24a94d
 _WORD = 0xffffffff   # 32 bits
 
@@ -28,14 +36,6 @@ def philox(counter, # Four int64 tensors or ints of 32-bit words, broadcast agai
         k0 = k0 + 0x9E3779B9 & _WORD
         k1 = k1 + 0xBB67AE85 & _WORD
     return c0, c1, c2, c3
-
-# %% ../../nbs/lib/data/order.ipynb #22d96941
-def _tensors(words):
-    device = next((word.device for word in words if isinstance(word, Tensor)), 'cpu')
-    def tensor(word):
-        if isinstance(word, Tensor): return word.to(torch.int64)
-        return torch.full((), word, dtype=torch.int64, device=device)
-    return [tensor(word) for word in words]
 
 # %% ../../nbs/lib/data/order.ipynb #83bc206e
 def philox_key(seed:int # In 0..2**64-1; `ValueError` for anything else

@@ -96,12 +96,18 @@ class Files:
         return [file[len(self.root) + 1:] for file in self.fs.find(top)]
 
 # %% ../../nbs/lib/experiment/store.ipynb #e7506bef
-FORMAT = 1
-
 class StoreError(RuntimeError):
     "A stored result that cannot be read or written; the message names the file and what to do."
 
+def _check_bytes(blob, about, file): # about: what the record says of the file of tensors
+    if len(blob) == about['bytes'] and zlib.crc32(blob) == about['crc32']: return
+    how = 'its bytes have changed'
+    if len(blob) != about['bytes']: how = f'{len(blob)} bytes, written were {about["bytes"]}'
+    raise StoreError(f'{file} is damaged ({how}): delete it with its .json and run again to have it computed anew')
+
 # %% ../../nbs/lib/experiment/store.ipynb #4f18407c
+FORMAT = 1
+
 def _parsed(data, file): # the bytes of a result's JSON file -> its record
     try: record = json.loads(data)
     except ValueError as e:
@@ -112,13 +118,6 @@ def _parsed(data, file): # the bytes of a result's JSON file -> its record
         raise StoreError(f'{file} has format {record.get("format")!r}, this lth_nb reads format {FORMAT}: '
                          'use the lth_nb that wrote it, or choose another results folder')
     return record
-
-# %% ../../nbs/lib/experiment/store.ipynb #dc1f87d5
-def _check_bytes(blob, about, file): # about: what the record says of the file of tensors
-    if len(blob) == about['bytes'] and zlib.crc32(blob) == about['crc32']: return
-    how = 'its bytes have changed'
-    if len(blob) != about['bytes']: how = f'{len(blob)} bytes, written were {about["bytes"]}'
-    raise StoreError(f'{file} is damaged ({how}): delete it with its .json and run again to have it computed anew')
 
 # %% ../../nbs/lib/experiment/store.ipynb #4208b6f3
 def _write_result(files, path, record, tensors):
