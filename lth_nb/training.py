@@ -200,7 +200,8 @@ _probes = {}
 
 def probe_of(network:Network, data:Dataset)->Probe:
     "A `Probe` on the device of this call, kept for the next: the last few, and each thread has its own."
-    key = network, data, device(), threading.get_ident()
+    key = network, network.built_by, data, device(), threading.get_ident()
+    for other in [kept for kept in _probes if kept[0] == network and kept[1] != network.built_by]: _probes.pop(other)
     if key not in _probes:
         while len(_probes) >= 4: _probes.pop(next(iter(_probes)))
         _probes[key] = Probe(network, data.load(device()))
