@@ -99,6 +99,7 @@ class Step:
         self.store = store
         self.size = size
         self.signature = _signature(fn, many)
+        self.own = True # False: one of this library
         self._source = source # None: it is here to be read
     def __call__(self, *args, **kwargs):
         try: given = self.signature.bind(*args, **kwargs)
@@ -119,6 +120,7 @@ class Step:
     def __repr__(self): return f'step {self.name} (version {self.version})'
     def made_of(self)->dict:
         "What the function and all that it calls say, see `source_of`; nothing for a step of this library."
+        if not self.own: return {}
         source = source_of(self.fn) if self._source is None else self._source
         return {repr(self): source} if source else {}
     def __reduce__(self):
@@ -199,8 +201,8 @@ def step(fn:Callable=None, # The function; its name is part of every key, so ren
     Raises `ValueError` for a second function of one name and version."""
     if fn is None: return partial(step, version=version, many=many, store=store, size=size)
     made = Step(fn, version, many, store, size)
-    if of_library(made): made._source = {}
-    else: one_function(made)
+    made.own = not of_library(made)
+    if made.own: one_function(made)
     return made
 
 # %% ../../nbs/lib/experiment/node.ipynb #341bcd31

@@ -25,7 +25,7 @@ def _makers_in(x):
 def makers(node:Node)->list:
     "Steps and networks of the reader's own that a node's value depends on."
     if '_makers' not in vars(node):
-        found = {id(x): x for x in _makers_in([node.step, node.args, node.item]) if x.made_of()}
+        found = {id(x): x for x in _makers_in([node.step, node.args, node.item]) if x.own}
         object.__setattr__(node, '_makers', list(found.values()))
     return vars(node)['_makers']
 
