@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['figures', 'needs_in', 'plans_of', 'unique_nodes', 'run', 'progress_of', 'status', 'publish', 'results',
-           'published_in', 'verify', 'unused', 'covered', 'coverage', 'main']
+           'published_in', 'verify', 'asked_for', 'unused', 'covered', 'coverage', 'main']
 
 # %% ../nbs/lib/cli.ipynb #d0b48d43
 import argparse
@@ -137,9 +137,15 @@ def verify(folder=None)->list:
     return []
 
 # %% ../nbs/lib/cli.ipynb #4c10b542
-def unused(folder=None)->list[str]:
-    "Paths of published results that no figure asks for, at any scale."
-    wanted = {n.path for f in figures() for scale in SCALES for n in nodes_in(f.nodes(scale))}
+def asked_for(shown, scales)->set[str]:
+    "Paths of the results that figures ask for."
+    return {n.path for f in shown for scale in scales for n in nodes_in(f.nodes(scale))}
+
+def unused(folder=None,
+    wanted=None # Paths that are in use; None: all that a figure asks for, at any scale
+    )->list[str]:
+    "Paths of published results that no figure asks for."
+    if wanted is None: wanted = asked_for(figures(), SCALES)
     return [path for path in published_in(folder).paths() if path not in wanted]
 
 # %% ../nbs/lib/cli.ipynb #be685c6b

@@ -7,7 +7,7 @@ __all__ = ['families', 'INITS', 'BN_INITS', 'lenet_300_100', 'mnist1d_mlp', 'mni
            'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
            'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'counts', 'small_dense',
-           'register', 'takes']
+           'takes', 'register']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
 from dataclasses import astuple, dataclass, replace
@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 import torch
 from torch import nn
 import torch.nn.functional as F
+from .chance import drawn_from, seed_of
 
 # %% ../nbs/lib/networks.ipynb #62d660f2
 def _whole(width): return max(1, round(width))
@@ -206,12 +207,12 @@ families = dict(
 # %% ../nbs/lib/networks.ipynb #a1f6fc25
 _layers = nn.modules.conv._ConvNd, nn.Linear
 
-def _weight(name): return f'{name}.weight' if name else 'weight'
-
 def prunable(module:nn.Module # Any network
             )->list:          # Parameter names
     "Weights of every convolution and linear layer, first, shortcut and last included; no bias, no batch norm."
-    return [_weight(name) for name, layer in module.named_modules() if isinstance(layer, _layers)]
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    weights = [layer._parameters.get('weight') for layer in module.modules() if isinstance(layer, _layers)]
+    return list(dict.fromkeys(names[weight] for weight in weights if weight is not None))
 
 # %% ../nbs/lib/networks.ipynb #a566551e
 def _kaiming(fan_in, fan_out): return (2 / fan_in) ** .5
@@ -253,18 +254,42 @@ def initialise(module:nn.Module,      # Changed in place
                init='kaiming_normal', # How convolution and linear weights are drawn
                bn_init='ones'         # Batch norm's scale: 'ones', or 'uniform' in 0..1
               )->nn.Module:           # `module`
-    "Draw all weights from `seed`; the global generator is neither used nor moved."
+    "Draw convolutions, linear layers and batch norms from `seed`; no global generator is used or moved."
     stds = init_std(module, init)
+    names = {parameter: name for name, parameter in module.named_parameters()}
     if bn_init not in BN_INITS: raise ValueError(f"bn_init: {bn_init!r} should be 'ones' or 'uniform'")
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, layer in module.named_modules():
-            if isinstance(layer, _layers): _draw(layer, stds[_weight(name)], init, generator)
+    with torch.no_grad(), drawn_from(seed):
+        for layer in module.modules():
+            if isinstance(layer, _layers):
+                std = stds.pop(names.get(layer._parameters.get('weight')), None)
+                if std is not None: _draw(layer, std, init, generator)
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.reset_parameters()
-                if bn_init == 'uniform': layer.weight.uniform_(0, 1, generator=generator)
+                if bn_init == 'uniform' and layer.affine: layer.weight.uniform_(0, 1, generator=generator)
     return module
+
+# %% ../nbs/lib/networks.ipynb #b65040ea
+def _check(network):
+    name = network.name
+    family = families.get(name)
+    if family is None:
+        known = ', '.join(families)
+        raise ValueError(f"name: {name!r} should be one of {known}, or one of your own that `register` has made known")
+    if isinstance(network.classes, bool) or not isinstance(network.classes, int) or network.classes < 1:
+        raise ValueError(f'classes: {network.classes!r} should be a positive integer')
+    if network.width is not None: _check_width(name, family, network.width)
+    if not isinstance(network.residual, bool):
+        raise ValueError(f'residual: {network.residual!r} should be True or False')
+    if not (network.residual or family.residual):
+        raise ValueError(f'residual: False, but {name} has no residual connections to leave out')
+    if network.init not in INITS: raise ValueError(f"init: {network.init!r} should be one of {', '.join(INITS)}")
+    if network.bn_init not in BN_INITS: raise ValueError(f"bn_init: {network.bn_init!r} should be 'ones' or 'uniform'")
+
+def _check_width(name, family, width):
+    if family.width is None: raise ValueError(f'width: {name} has one width; {width!r} should be None')
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
+        raise ValueError(f'width: {width!r} should be a number of filters')
 
 # %% ../nbs/lib/networks.ipynb #3dcdb74a
 @dataclass(frozen=True)
@@ -291,37 +316,15 @@ class Network:
     def prunable(self)->tuple:
         "Names of the weights that may be pruned, from the first layer to the last. No weights are made."
         return _prunable(self)
-    def build(self)->nn.Module:
-        "The module, weights arbitrary. Does not touch the global generator."
+    def build(self, seed:int=0)->nn.Module:
+        "The module as its constructor makes it, from `seed`. Does not touch the global generators."
         family = families[self.name]
-        with torch.random.fork_rng(devices=[]):
+        with drawn_from(seed_of('build', seed)):
             return family.build(self.width or family.width, self.classes, self.residual)
     def create(self, seed:int # Any seed; the same weights on every machine with the same torch
               )->nn.Module:   # On the CPU, float32
-        "The module with weights drawn from `seed`."
-        return initialise(self.build(), seed, self.init, self.bn_init)
-
-# %% ../nbs/lib/networks.ipynb #b65040ea
-def _check(network):
-    name = network.name
-    family = families.get(name)
-    if family is None:
-        known = ', '.join(families)
-        raise ValueError(f"name: {name!r} should be one of {known}, or one of your own that `register` has made known")
-    if isinstance(network.classes, bool) or not isinstance(network.classes, int) or network.classes < 1:
-        raise ValueError(f'classes: {network.classes!r} should be a positive integer')
-    if network.width is not None: _check_width(name, family, network.width)
-    if not isinstance(network.residual, bool):
-        raise ValueError(f'residual: {network.residual!r} should be True or False')
-    if not (network.residual or family.residual):
-        raise ValueError(f'residual: False, but {name} has no residual connections to leave out')
-    if network.init not in INITS: raise ValueError(f"init: {network.init!r} should be one of {', '.join(INITS)}")
-    if network.bn_init not in BN_INITS: raise ValueError(f"bn_init: {network.bn_init!r} should be 'ones' or 'uniform'")
-
-def _check_width(name, family, width):
-    if family.width is None: raise ValueError(f'width: {name} has one width; {width!r} should be None')
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
-        raise ValueError(f'width: {width!r} should be a number of filters')
+        "The module with weights drawn from `seed`, and all else that it holds."
+        return initialise(self.build(seed), seed, self.init, self.bn_init)
 
 # %% ../nbs/lib/networks.ipynb #44352008
 lenet_300_100 = Network('lenet_300_100')
@@ -350,13 +353,15 @@ inception_v3 = Network('inception_v3', classes=1000)
 
 # %% ../nbs/lib/networks.ipynb #3f05d5fe
 def _shapes(network):
-    with torch.device('meta'): return network.build()
+    try:
+        with torch.device('meta'): return network.build()
+    except (RuntimeError, NotImplementedError): return network.build()
 
 @lru_cache(maxsize=None)
 def counts(network:Network,
            exempt:tuple=() # Names of weights that are not pruned
           )->tuple:        # All parameters, prunable ones
-    "Numbers of parameters. No weights are made."
+    "Numbers of parameters. No weights are made where shapes are enough."
     module = _shapes(network)
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     return sum(sizes.values()), sum(sizes[name] for name in prunable(module) if name not in exempt)
@@ -389,6 +394,37 @@ def small_dense(network:Network,
     nearest = min((low, high), key=lambda width: abs(size(width) - left))
     return replace(network, width=round(nearest, 2))
 
+# %% ../nbs/lib/networks.ipynb #2cb6f696
+def _scores(network, shape):
+    try:
+        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(1, *shape))
+    except Exception as e:
+        if tuple(shape) == network.input:
+            raise ValueError(f'{network.name} cannot be run on inputs of its own shape {network.input}: {e}') from e
+        raise ValueError(f'{network.name} takes inputs of shape {network.input}, this data has {tuple(shape)}') from e
+
+@lru_cache(maxsize=64)
+def takes(network:Network,
+          shape:tuple, # Of one input
+          classes:int  # In the data
+         )->None:
+    "`ValueError` if a network does not fit inputs of a shape, or has too few outputs."
+    try:
+        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(1, *shape))
+    except (RuntimeError, NotImplementedError): out = _scores(network, shape)
+    if out.shape[-1] < classes:
+        raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
+                         f'use Network({network.name!r}, classes={classes})')
+
+# %% ../nbs/lib/networks.ipynb #168054fe
+def _learn(name, family):
+    families[name] = family
+    for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
+
+def _arrived(fields, family):
+    if family is not None: _learn(fields[0], family)
+    return Network(*fields)
+
 # %% ../nbs/lib/networks.ipynb #675ccfc8
 def register(name:str,          # Its name, none of the papers' networks
              build:callable,    # (width, classes, residual) -> module
@@ -405,28 +441,3 @@ def register(name:str,          # Its name, none of the papers' networks
     if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
     _learn(name, Family(build, tuple(input), width, residual, own=True))
     return Network(name, classes)
-
-# %% ../nbs/lib/networks.ipynb #168054fe
-def _learn(name, family):
-    families[name] = family
-    for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
-
-def _arrived(fields, family):
-    if family is not None: _learn(fields[0], family)
-    return Network(*fields)
-
-# %% ../nbs/lib/networks.ipynb #2cb6f696
-@lru_cache(maxsize=64)
-def takes(network:Network,
-          shape:tuple, # Of one input
-          classes:int  # In the data
-         )->None:
-    "`ValueError` if a network does not fit inputs of a shape, or has too few outputs. Only shapes are computed."
-    module = _shapes(network).eval()
-    try:
-        with torch.device('meta'): out = module(torch.empty(1, *shape))
-    except RuntimeError as e:
-        raise ValueError(f'{network.name} takes inputs of shape {network.input}, this data has {tuple(shape)}') from e
-    if out.shape[-1] < classes:
-        raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
-                         f'use Network({network.name!r}, classes={classes})')

@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
 from lth_nb import networks as nets
 from lth_nb.engine import WINDOW, Lane, Probe, Replica, Trace, Weights, adam, module_of, sgd
+from lth_nb.engine.probe import into_vector
+from lth_nb.engine.weights import ALIGN, averages
 from lth_nb.experiment import Fleet, Store, compute
+from lth_nb.recipes import PRECISIONS
 from lth_nb.training import Recipe, evaluate, init, interpolate, line, train
 from helpers import (ADAM, KINDS, MORE_KINDS, SGD, assert_close, conv, far, identical, image_task, mlp, plain_loop,
                      plus_zero, pruned_places, random_mask, same, toy)
@@ -147,6 +150,40 @@ def test_weights_lie_in_one_vector(network):
     weights.collect([torch.full_like(p, i) for i,p in enumerate(weights.params)])
     names = {id(p): name for name,p in net.named_parameters()}
     for i,p in enumerate(weights.params): assert (weights.view(weights.grad, names[id(p)]) == i).all()
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('name', [name for name,family in nets.families.items() if not family.own])
+def test_on_a_gpu_every_tensor_begins_at_64_bytes(name, precision):
+    "cuDNN reads words of 16 bytes: a weight between them is `CUDA error: misaligned address`."
+    if not nets.families[name].width: pytest.importorskip('torchvision')
+    with torch.device('meta'): net = nets.Network(name).build().to(PRECISIONS[precision])
+    weights = Weights(net, precision == 'bf16', ALIGN)
+    recipes = Recipe(1, precision=precision), Recipe(1, optimizer='adam', precision=precision)
+    averaged = [slot for recipe in recipes for slot in averages(recipe, weights).values()]
+    vectors = weights.vector, weights.grad, *averaged
+    views = [weights.view(vector, name) for vector in vectors for name in weights.places]
+    halves = [t[at:] for t in (weights.half, weights.half_grad) if t is not None
+              for at,_,_ in list(weights.places.values())[:weights.layers]]
+    where, vector = into_vector(net)
+    for t in (*net.parameters(), *views, *halves, *(vector[at:] for at,_,_ in where.values())):
+        assert t.storage_offset()*t.element_size() % 64 == 0
+    assert all(b.storage_offset()*b.element_size() % 64 == 0 for b in net.buffers() if b.is_floating_point())
+
+
+@pytest.mark.parametrize('half', (False, True))
+def test_gaps_change_nothing_and_stay_zero(half):
+    "The same gradients in the same places, with and without gaps."
+    close, wide = (Weights(conv.create(0), half, align) for align in (1, ALIGN))
+    grads = [torch.full_like(p, i + 1.) for i,p in enumerate(wide.params)]
+    for weights in (close, wide): weights.collect(grads)
+    for name in wide.places:
+        for a,b in ((close.vector, wide.vector), (close.grad, wide.grad)):
+            assert torch.equal(close.view(a, name), wide.view(b, name)), name
+    lived = torch.zeros(len(wide), dtype=torch.bool)
+    for name in wide.places: wide.view(lived, name).fill_(True)
+    assert len(wide) > len(close) == int(lived.sum())
+    assert not wide.vector[~lived].any() and not wide.grad[~lived].any()
 
 
 # ------------------------------------------------------------------ alone and among others

@@ -14,7 +14,7 @@ from ..networks import Network, takes
 from ..recipes import Recipe
 from .lane import precisely, record
 from .step import loaders
-from .weights import batchnorms, laid_out, lined_up
+from .weights import ALIGN, aligned, batchnorms, gaps, laid_out, lined_up, places, spaced
 
 # %% ../../nbs/lib/engine/probe.ipynb #75ba8597
 @torch.no_grad()
@@ -34,16 +34,15 @@ def reestimate(net:nn.Module, data, # A loaded data set
     for m, momentum in zip(norms, kept): m.momentum = momentum
 
 # %% ../../nbs/lib/engine/probe.ipynb #a05680e3
-def into_vector(net:nn.Module)->tuple: # {name: shape}, and the vector
+def into_vector(net:nn.Module)->tuple: # Where each lies, as `places` has it, and the vector
     "Make all parameters and statistics of a network views of one vector, which begins as zeros."
     named = (*net.named_parameters(), *net.named_buffers())
     parts = {name: t for name, t in named if t.is_floating_point()}
-    vector = torch.zeros(sum(t.numel() for t in parts.values()), device=next(iter(parts.values())).device)
-    start = 0
-    for t in parts.values():
-        t.data = laid_out(vector[start:start + t.numel()], t.shape)
-        start += t.numel()
-    return {name: t.shape for name, t in parts.items()}, vector
+    where = places(parts.items())
+    *_, (_, last, _) = where.values()
+    vector = torch.zeros(aligned(last), device=next(iter(parts.values())).device)
+    for name, (start, end, shape) in where.items(): parts[name].data = laid_out(vector[start:end], shape)
+    return where, vector
 
 # %% ../../nbs/lib/engine/probe.ipynb #9fe43433
 @torch.no_grad()
@@ -116,15 +115,16 @@ class Probe:
         self.data = data
         self.size = size or (2000 if on_gpu else 100)
         self.net = network.build().to(device=data.device, memory_format=torch.channels_last).eval()
-        self.shapes, self.flat = into_vector(self.net)
+        self.places, self.flat = into_vector(self.net)
+        self.gaps = gaps(self.places, self.flat[:ALIGN].clone())
         self.totals = torch.zeros(2, dtype=torch.float64, device=data.device)
         self.recorded = {} if on_gpu and isinstance(data, Data) else None   # {split: RecordedBatch}
     def vector(self, state:dict)->Tensor: # float32 [n], on the device
         "All of a state's numbers, BatchNorm's statistics included. A state that does not fit raises `ValueError`."
         have = {**state['weights'], **state['buffers']}
-        for name, shape in self.shapes.items():
+        for name, (_, _, shape) in self.places.items():
             if name not in have or have[name].shape != shape: raise ValueError(f'this state does not fit: {name}')
-        return torch.cat([lined_up(have[name].detach().to(self.flat)) for name in self.shapes])
+        return torch.cat(spaced([lined_up(have[name].detach().to(self.flat)) for name in self.places], self.gaps))
     def put(self, vector:Tensor):
         self.flat.copy_(vector)
         return self

@@ -15,7 +15,7 @@ from ..data import Data, Dataset
 from ..networks import Network, takes
 from ..recipes import PRECISIONS, Recipe, learning_rates
 from ..running import tick
-from .weights import Weights, adam, averages, batchnorms, bits_of, compiled, loss_of, module_of, sgd
+from .weights import ALIGN, Weights, adam, averages, batchnorms, bits_of, compiled, loss_of, module_of, sgd
 
 # %% ../../nbs/lib/engine/step.ipynb #696ff5dc
 def stop_counting(net:nn.Module, step:int)->dict: # {buffer: batches before step 0}
@@ -38,7 +38,8 @@ class Model:
         self.net = module_of(state, device, PRECISIONS[recipe.precision]).train()
         self.forward = torch.compile(self.net, dynamic=False) if compiled_net else self.net
         self.seen_before = stop_counting(self.net, first)
-        self.weights = Weights(self.net, half=recipe.precision == 'bf16')
+        align = ALIGN if device.startswith('cuda') else 1
+        self.weights = Weights(self.net, recipe.precision == 'bf16', align)
         kept = state['slots'] if optimizer == 'kept' else None
         self.slots = averages(recipe, self.weights, kept)
         count = state['count'] if kept else 0   # steps that Adam's averages have seen

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'Case', 'by_scale', 'available', 'Needs', 'planned', 'accuracies', 'plus_minus', 'Claim', 'Figure',
-           'figure', 'sheet', 'caption', 'rows_of', 'decided', 'judged', 'judged_in_parts', 'verdicts', 'ledger',
+           'figure', 'caption', 'sheet', 'rows_of', 'decided', 'judged', 'judged_in_parts', 'verdicts', 'ledger',
            'explorer', 'each_its_own']
 
 # %% ../../nbs/lib/figures/kit.ipynb #552c075a
@@ -142,6 +142,16 @@ def figure(id:str, title:str, source:str, plan:Callable, draw:Callable)->Figure:
     FIGURES[id] = Figure(id, title, source, plan, draw)
     return FIGURES[id]
 
+# %% ../../nbs/lib/figures/kit.ipynb #141683ed
+def caption(values:dict, scale:str)->str: # 'Scale quick (MNIST-1D, 3 initialisations)'
+    "Which scale a figure shows and what was reduced in it."
+    shown = [case for case, value in values.items() if not isinstance(value, Needs)]
+    names = {}
+    for case in shown:
+        if case.note: names.setdefault(case.note, []).append(case.name)
+    said = [note if len(of) == len(shown) else f'{", ".join(of)}: {note}' for note, of in names.items()]
+    return f'Scale {scale}' + (f' ({"; ".join(said)})' if said else '')
+
 # %% ../../nbs/lib/figures/kit.ipynb #afc2a98f
 def _is_bare(ax): return not (ax.lines or ax.collections or ax.images or ax.texts or ax.patches)
 
@@ -181,16 +191,6 @@ def sheet(values:dict, # {case: values}
     if len(axes) == 1: _legend_beside(fig, axes[0])
     scale_note(fig, caption(values, scale) + more)
     return fig
-
-# %% ../../nbs/lib/figures/kit.ipynb #141683ed
-def caption(values:dict, scale:str)->str: # 'Scale quick (MNIST-1D, 3 initialisations)'
-    "Which scale a figure shows and what was reduced in it."
-    shown = [case for case, value in values.items() if not isinstance(value, Needs)]
-    names = {}
-    for case in shown:
-        if case.note: names.setdefault(case.note, []).append(case.name)
-    said = [note if len(of) == len(shown) else f'{", ".join(of)}: {note}' for note, of in names.items()]
-    return f'Scale {scale}' + (f' ({"; ".join(said)})' if said else '')
 
 # %% ../../nbs/lib/figures/kit.ipynb #cf9053aa
 def rows_of(values:dict, # {case: values}

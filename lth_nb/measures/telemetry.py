@@ -14,6 +14,33 @@ from ..pruning import prunable_weights
 from ..recipes import Recipe
 from ..running import device
 
+# %% ../../nbs/lib/measures/telemetry.ipynb #da57b2bf
+def _prunable_places(weights, final):
+    "Places of the prunable weights in the vector of a replica, and a vector with the final weights there."
+    mark = torch.zeros(len(weights), dtype=torch.bool, device=weights.vector.device)
+    last = torch.zeros_like(weights.vector)
+    for name, values in prunable_weights(final).items():
+        weights.view(mark, name).fill_(True)
+        weights.view(last, name).copy_(values)
+    return mark.nonzero().squeeze(1), last
+
+# %% ../../nbs/lib/measures/telemetry.ipynb #71d0ca2c
+def _level(telemetry, replica):
+    "Loss, mean magnitude, signs changed in %, norm and mean magnitude of the gradient."
+    weights = replica.weights.vector.index_select(0, telemetry.at)
+    gradient = replica.weights.grad.index_select(0, telemetry.at)
+    losses = replica.losses
+    loss = losses.index_select(0, replica.at)[0] if replica.driven else losses[replica.step % WINDOW]
+    changed = 100*(weights.signbit() != telemetry.signs).float().mean()
+    return torch.stack([loss, weights.abs().mean(), changed, gradient.norm(), gradient.abs().mean()])
+
+def _distances(telemetry, replica):
+    "L2 distances to both ends of training, cosines to them, and the weights that are followed."
+    weights = replica.weights.vector.index_select(0, telemetry.at)
+    far = (telemetry.ends - weights).norm(dim=1)
+    along = (telemetry.ends @ weights)/(telemetry.norms*weights.norm())
+    return far, along, weights.index_select(0, telemetry.followed)
+
 # %% ../../nbs/lib/measures/telemetry.ipynb #3cd3eb9c
 class Telemetry(Trace):
     "Numbers about the prunable weights at every step of a replica (Early Figure 3)."
@@ -40,32 +67,6 @@ class Telemetry(Trace):
         row = torch.cat([_level(self, replica), *_distances(self, replica)])
         here = replica.t - self.first if replica.driven else torch.tensor([replica.step - self.first])
         self.table.index_copy_(0, here, row[None])
-
-# %% ../../nbs/lib/measures/telemetry.ipynb #71d0ca2c
-def _prunable_places(weights, final):
-    "Places of the prunable weights in the vector of a replica, and a vector with the final weights there."
-    mark = torch.zeros(len(weights), dtype=torch.bool, device=weights.vector.device)
-    last = torch.zeros_like(weights.vector)
-    for name, values in prunable_weights(final).items():
-        weights.view(mark, name).fill_(True)
-        weights.view(last, name).copy_(values)
-    return mark.nonzero().squeeze(1), last
-
-def _level(telemetry, replica):
-    "Loss, mean magnitude, signs changed in %, norm and mean magnitude of the gradient."
-    weights = replica.weights.vector.index_select(0, telemetry.at)
-    gradient = replica.weights.grad.index_select(0, telemetry.at)
-    losses = replica.losses
-    loss = losses.index_select(0, replica.at)[0] if replica.driven else losses[replica.step % WINDOW]
-    changed = 100*(weights.signbit() != telemetry.signs).float().mean()
-    return torch.stack([loss, weights.abs().mean(), changed, gradient.norm(), gradient.abs().mean()])
-
-def _distances(telemetry, replica):
-    "L2 distances to both ends of training, cosines to them, and the weights that are followed."
-    weights = replica.weights.vector.index_select(0, telemetry.at)
-    far = (telemetry.ends - weights).norm(dim=1)
-    along = (telemetry.ends @ weights)/(telemetry.norms*weights.norm())
-    return far, along, weights.index_select(0, telemetry.followed)
 
 # %% ../../nbs/lib/measures/telemetry.ipynb #9d11cbd2
 def thinned(n:int, # Steps

@@ -54,11 +54,11 @@ def draw_preliminary(ax, case:Trial, by_recipe:dict, level:int):
             _draw_printed(ax, by_level[level], how)
     if ax.lines: rate_axis(ax, list(by_recipe['full'][level]['dense']))
 
-# %% ../../../nbs/lib/figures/sanity_checks/training_length.ipynb #bbacfa81
 def _panels_1(case, by_recipe):
     def draw(level): return lambda ax: draw_preliminary(ax, case, by_recipe, level)
     return [(f'{case.title}, s = {case.sparsity(level):.3f}', draw(level)) for level in by_recipe['full']]
 
+# %% ../../../nbs/lib/figures/sanity_checks/training_length.ipynb #90d9a282
 FIG_1 = figure('sanity_checks/figure-1', 'Learning rate and length of training', 'sanity checks, Figure 1',
     plan=lambda scale: planned(in_figure_1(scale), preliminary),
     draw=lambda values, scale: trial_sheet(values, scale, _panels_1))
@@ -114,6 +114,7 @@ def across(case:Trial)->dict: # {lr: {kind: {level: scores [seeds]}}}
         return curves
     return {lr: of(lr) for lr in (case.lrs if len(case.lrs) <= 4 else (.005, .01, .1))}
 
+# %% ../../../nbs/lib/figures/sanity_checks/training_length.ipynb #6e42b68e
 def draw_across(ax, case:Trial, by_kind:dict):
     "Accuracy against sparsity at one learning rate."
     whole = accuracies(by_kind['dense'][0])
@@ -126,10 +127,10 @@ def draw_across(ax, case:Trial, by_kind:dict):
     ax.set_xticks(ticks, [f'{case.sparsity(level):.2f}' for level in ticks])
     ax.set(xlabel='sparsity', ylabel='test accuracy (%)')
 
-# %% ../../../nbs/lib/figures/sanity_checks/training_length.ipynb #00928423
 def _panels_a1(case, by_rate):
     return [(f'{case.title}, lr {lr:g}', lambda ax, of=of: draw_across(ax, case, of)) for lr, of in by_rate.items()]
 
+# %% ../../../nbs/lib/figures/sanity_checks/training_length.ipynb #1c724d12
 FIG_A1 = figure('sanity_checks/figure-a1', 'Every round of pruning', 'sanity checks, Figure A.1',
     plan=lambda scale: planned(in_figure_1(scale), across),
     draw=lambda values, scale: trial_sheet(values, scale, _panels_a1))

@@ -19,6 +19,18 @@ from ...plotting import beside
 from ...recipes import Recipe
 from ...sanity_checks import unpruned
 
+# %% ../../../nbs/lib/figures/sanity_checks/trials.ipynb #38a1e4a6
+def _check(trial):
+    def refuse(what): raise ValueError(f'{trial.name}: {what}')
+    levels = (*trial.levels, *trial.more)
+    if not trial.lrs or any(not isinstance(lr, Real) or not 0 < lr < math.inf for lr in trial.lrs):
+        refuse(f'lrs={trial.lrs}: learning rates above 0, one or more')
+    if not isinstance(trial.seeds, int) or trial.seeds < 1: refuse(f'seeds={trial.seeds!r}: 1 or more')
+    if not trial.levels or any(not isinstance(level, int) or level < 1 for level in levels):
+        refuse(f'levels={levels}: rounds of pruning, 1 or more')
+    if not isinstance(trial.fraction, Real) or not 0 < trial.fraction < 1:
+        refuse(f'fraction={trial.fraction!r}: the share that a round prunes, between 0 and 1, such as .2')
+
 # %% ../../../nbs/lib/figures/sanity_checks/trials.ipynb #9b0c6c40
 @dataclass(frozen=True)
 class Trial(Case):
@@ -50,18 +62,6 @@ class Trial(Case):
     def residual(self)->bool:
         if self.network.name.startswith('imagenet_resnet'): return True
         return self.network.residual and nets.families[self.network.name].residual
-
-# %% ../../../nbs/lib/figures/sanity_checks/trials.ipynb #38a1e4a6
-def _check(trial):
-    def refuse(what): raise ValueError(f'{trial.name}: {what}')
-    levels = (*trial.levels, *trial.more)
-    if not trial.lrs or any(not isinstance(lr, Real) or not 0 < lr < math.inf for lr in trial.lrs):
-        refuse(f'lrs={trial.lrs}: learning rates above 0, one or more')
-    if not isinstance(trial.seeds, int) or trial.seeds < 1: refuse(f'seeds={trial.seeds!r}: 1 or more')
-    if not trial.levels or any(not isinstance(level, int) or level < 1 for level in levels):
-        refuse(f'levels={levels}: rounds of pruning, 1 or more')
-    if not isinstance(trial.fraction, Real) or not 0 < trial.fraction < 1:
-        refuse(f'fraction={trial.fraction!r}: the share that a round prunes, between 0 and 1, such as .2')
 
 # %% ../../../nbs/lib/figures/sanity_checks/trials.ipynb #65e1104e
 LRS = .001, .005, .01, .05, .1, .15 # Named in the text, Table 4 and the code
