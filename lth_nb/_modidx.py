@@ -2129,6 +2129,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lth_nb.networks._scores': ('lib/networks.html#_scores', 'lth_nb/networks.py'),
                                  'lth_nb.networks._shapes': ('lib/networks.html#_shapes', 'lth_nb/networks.py'),
                                  'lth_nb.networks._small': ('lib/networks.html#_small', 'lth_nb/networks.py'),
+                                 'lth_nb.networks._source': ('lib/networks.html#_source', 'lth_nb/networks.py'),
+                                 'lth_nb.networks._taken_along': ('lib/networks.html#_taken_along', 'lth_nb/networks.py'),
                                  'lth_nb.networks._torchvision': ('lib/networks.html#_torchvision', 'lth_nb/networks.py'),
                                  'lth_nb.networks._vgg': ('lib/networks.html#_vgg', 'lth_nb/networks.py'),
                                  'lth_nb.networks._whole': ('lib/networks.html#_whole', 'lth_nb/networks.py'),

@@ -309,18 +309,12 @@ class Network:
         _check(self)
         if self.width == families[self.name].width: object.__setattr__(self, 'width', None)
     def __reduce__(self):
-        family = families[self.name]
-        source = self.made_of().get(f'network {self.name}', {})
-        return _arrived, (astuple(self), replace(family, source=source) if family.own else None)
+        return _arrived, (astuple(self), _taken_along(self))
     def made_of(self)->dict:
-        "What the function that builds a network of one's own says, see `source_of`; nothing for the papers' networks."
-        family = families[self.name]
-        if not self.own: return {}
-        return {f'network {self.name}': source_of(family.build) if family.source is None else family.source}
+        "The source of what builds a network of one's own, see `source_of`; nothing of the papers' networks."
+        return {f'network {self.name}': _source(self)} if self.own else {}
     @property
-    def own(self)->bool:
-        "Whether it is one's own, made known by `register`."
-        return families[self.name].own
+    def own(self)->bool: return families[self.name].own
     @property
     def built_by(self)->tuple:
         "Another one whenever what builds it may be another function."
@@ -446,6 +440,13 @@ def takes(network:Network,
 _numbers = itertools.count(1)
 
 def _learn(name, family): families[name] = replace(family, number=next(_numbers))
+
+def _source(network):
+    family = families[network.name]
+    return source_of(family.build) if family.source is None else family.source
+
+def _taken_along(network): # the family of a network of one's own
+    return replace(families[network.name], source=_source(network)) if network.own else None
 
 def _arrived(fields, family):
     if family is not None: _learn(fields[0], family)
