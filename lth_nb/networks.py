@@ -308,8 +308,7 @@ class Network:
     def __post_init__(self):
         _check(self)
         if self.width == families[self.name].width: object.__setattr__(self, 'width', None)
-    def __reduce__(self):
-        return _arrived, (astuple(self), _taken_along(self))
+    def __reduce__(self): return _arrived, (astuple(self), _taken_along(self))
     def made_of(self)->dict:
         "The source of what builds a network of one's own, see `source_of`; nothing of the papers' networks."
         return {f'network {self.name}': _source(self)} if self.own else {}
