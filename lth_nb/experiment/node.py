@@ -166,11 +166,11 @@ def _two_functions(step, old, new):
 @lru_cache(maxsize=None)
 def taken()->dict: # {name: its module, and the file of that}
     "The steps of this library."
-    from lth_nb import __file__, __name__
-    root = Path(__file__).parent
+    import lth_nb
+    root = Path(lth_nb.__file__).parent
     found = {}
     for file in sorted(root.rglob('*.py')):
-        module = '.'.join([__name__, *file.relative_to(root).with_suffix('').parts])
+        module = '.'.join(['lth_nb', *file.relative_to(root).with_suffix('').parts])
         for name in re.findall(r'^@step\b.*\n(?:@.*\n)*def (\w+)', file.read_text(encoding='utf-8'), re.M):
             found[name] = module, file
     return found
