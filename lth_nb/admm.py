@@ -129,7 +129,7 @@ def admm(start, data, recipe:Recipe, # The training within which W is pulled
         yield partial(run.replica.pump, until)
         _check_diverged(run.replica, recipe, rhos)
         run.update(rho)
-        shelf.pause(run.checkpoint)
+        shelf.pause(run.checkpoint, lambda: run.replica.step)
     state = run.replica.state()
     found = dict(mask=mask_of(prunable_weights(state), exempt), trace=run.trace, state={**state, 'slots': {}})
     for item, value in found.items():

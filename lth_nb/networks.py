@@ -7,7 +7,7 @@ __all__ = ['families', 'INITS', 'BN_INITS', 'lenet_300_100', 'mnist1d_mlp', 'mni
            'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
            'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'counts', 'small_dense',
-           'register', 'takes']
+           'takes', 'register']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
 from dataclasses import astuple, dataclass, replace
@@ -269,6 +269,28 @@ def initialise(module:nn.Module,      # Changed in place
                 if bn_init == 'uniform' and layer.affine: layer.weight.uniform_(0, 1, generator=generator)
     return module
 
+# %% ../nbs/lib/networks.ipynb #b65040ea
+def _check(network):
+    name = network.name
+    family = families.get(name)
+    if family is None:
+        known = ', '.join(families)
+        raise ValueError(f"name: {name!r} should be one of {known}, or one of your own that `register` has made known")
+    if isinstance(network.classes, bool) or not isinstance(network.classes, int) or network.classes < 1:
+        raise ValueError(f'classes: {network.classes!r} should be a positive integer')
+    if network.width is not None: _check_width(name, family, network.width)
+    if not isinstance(network.residual, bool):
+        raise ValueError(f'residual: {network.residual!r} should be True or False')
+    if not (network.residual or family.residual):
+        raise ValueError(f'residual: False, but {name} has no residual connections to leave out')
+    if network.init not in INITS: raise ValueError(f"init: {network.init!r} should be one of {', '.join(INITS)}")
+    if network.bn_init not in BN_INITS: raise ValueError(f"bn_init: {network.bn_init!r} should be 'ones' or 'uniform'")
+
+def _check_width(name, family, width):
+    if family.width is None: raise ValueError(f'width: {name} has one width; {width!r} should be None')
+    if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
+        raise ValueError(f'width: {width!r} should be a number of filters')
+
 # %% ../nbs/lib/networks.ipynb #3dcdb74a
 @dataclass(frozen=True)
 class Network:
@@ -303,28 +325,6 @@ class Network:
               )->nn.Module:   # On the CPU, float32
         "The module with weights drawn from `seed`, and all else that it holds."
         return initialise(self.build(seed), seed, self.init, self.bn_init)
-
-# %% ../nbs/lib/networks.ipynb #b65040ea
-def _check(network):
-    name = network.name
-    family = families.get(name)
-    if family is None:
-        known = ', '.join(families)
-        raise ValueError(f"name: {name!r} should be one of {known}, or one of your own that `register` has made known")
-    if isinstance(network.classes, bool) or not isinstance(network.classes, int) or network.classes < 1:
-        raise ValueError(f'classes: {network.classes!r} should be a positive integer')
-    if network.width is not None: _check_width(name, family, network.width)
-    if not isinstance(network.residual, bool):
-        raise ValueError(f'residual: {network.residual!r} should be True or False')
-    if not (network.residual or family.residual):
-        raise ValueError(f'residual: False, but {name} has no residual connections to leave out')
-    if network.init not in INITS: raise ValueError(f"init: {network.init!r} should be one of {', '.join(INITS)}")
-    if network.bn_init not in BN_INITS: raise ValueError(f"bn_init: {network.bn_init!r} should be 'ones' or 'uniform'")
-
-def _check_width(name, family, width):
-    if family.width is None: raise ValueError(f'width: {name} has one width; {width!r} should be None')
-    if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
-        raise ValueError(f'width: {width!r} should be a number of filters')
 
 # %% ../nbs/lib/networks.ipynb #44352008
 lenet_300_100 = Network('lenet_300_100')
@@ -394,32 +394,6 @@ def small_dense(network:Network,
     nearest = min((low, high), key=lambda width: abs(size(width) - left))
     return replace(network, width=round(nearest, 2))
 
-# %% ../nbs/lib/networks.ipynb #675ccfc8
-def register(name:str,          # Its name, none of the papers' networks
-             build:callable,    # (width, classes, residual) -> module
-             input:tuple,       # Shape of one input
-             width:float=None,  # What `build` gets where none is asked for; None: cannot be varied
-             residual:bool=False, # Whether `build` can leave out residual connections
-             classes:int=10
-            )->Network:
-    "Make a network of your own known; registering again replaces it. `ValueError` for a name that is taken."
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f'name: {name!r} should be a word, such as my_net')
-    if name in families and not families[name].own:
-        raise ValueError(f'name: {name!r} is a network of the papers; choose another')
-    if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
-    _learn(name, Family(build, tuple(input), width, residual, own=True))
-    return Network(name, classes)
-
-# %% ../nbs/lib/networks.ipynb #168054fe
-def _learn(name, family):
-    families[name] = family
-    for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
-
-def _arrived(fields, family):
-    if family is not None: _learn(fields[0], family)
-    return Network(*fields)
-
 # %% ../nbs/lib/networks.ipynb #2cb6f696
 def _scores(network, shape):
     try:
@@ -441,3 +415,29 @@ def takes(network:Network,
     if out.shape[-1] < classes:
         raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
                          f'use Network({network.name!r}, classes={classes})')
+
+# %% ../nbs/lib/networks.ipynb #168054fe
+def _learn(name, family):
+    families[name] = family
+    for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
+
+def _arrived(fields, family):
+    if family is not None: _learn(fields[0], family)
+    return Network(*fields)
+
+# %% ../nbs/lib/networks.ipynb #675ccfc8
+def register(name:str,          # Its name, none of the papers' networks
+             build:callable,    # (width, classes, residual) -> module
+             input:tuple,       # Shape of one input
+             width:float=None,  # What `build` gets where none is asked for; None: cannot be varied
+             residual:bool=False, # Whether `build` can leave out residual connections
+             classes:int=10
+            )->Network:
+    "Make a network of your own known; registering again replaces it. `ValueError` for a name that is taken."
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f'name: {name!r} should be a word, such as my_net')
+    if name in families and not families[name].own:
+        raise ValueError(f'name: {name!r} is a network of the papers; choose another')
+    if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
+    _learn(name, Family(build, tuple(input), width, residual, own=True))
+    return Network(name, classes)

@@ -14,6 +14,14 @@ import torch
 from torch import Tensor
 from .data import Dataset
 
+# %% ../nbs/lib/recipes.ipynb #9099c359
+def _read(text, per_epoch):
+    try:
+        if text.endswith('ep'): return None if per_epoch is None else round(Fraction(text[:-2])*Fraction(per_epoch))
+        if text.endswith('K'): return Fraction(text[:-1])*1000
+        return Fraction(text.removesuffix('it'))
+    except ValueError: return None
+
 # %% ../nbs/lib/recipes.ipynb #1fadcf8f
 def steps(when:int|str, # 500, '500it', '2K', '1.25ep'
     per_epoch:Fraction|float=None # Steps in an epoch; needed for epochs only
@@ -24,14 +32,6 @@ def steps(when:int|str, # 500, '500it', '2K', '1.25ep'
     if n is not None and n >= 0 and n == int(n): return int(n)
     raise ValueError(f'cannot read {when!r} as a point in training: '
                      "use steps (500, '500it', '2K') or epochs ('1.25ep')")
-
-# %% ../nbs/lib/recipes.ipynb #9099c359
-def _read(text, per_epoch):
-    try:
-        if text.endswith('ep'): return None if per_epoch is None else round(Fraction(text[:-2])*Fraction(per_epoch))
-        if text.endswith('K'): return Fraction(text[:-1])*1000
-        return Fraction(text.removesuffix('it'))
-    except ValueError: return None
 
 # %% ../nbs/lib/recipes.ipynb #6052a730
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.float32, tf32=torch.float32, fp64=torch.float64)

@@ -123,7 +123,7 @@ def trajectory(start, data:Dataset, recipe:Recipe, order:int, first:int=0, mask=
     state, at = latest_stored(shelf, min(stops, default=first), end) or (start, first)
     state, at = from_checkpoint(shelf, at, states, watches) or (state, at)
     rep = Replica(state, data, recipe, order, at, mask, optimizer if at == first else 'kept', on)
-    pause = partial(shelf.pause, partial(checkpoint, rep, watches))
+    pause = partial(shelf.pause, partial(checkpoint, rep, watches), lambda: rep.step - first)
     for stop in (s for s in stops if s >= at):
         yield from reach(rep, stop, pause)
         if stop in states: shelf.save(item_of(stop), to_store(rep.state(), last=stop == end))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOLS', 'ByValue', 'without_main', 'Workers', 'processes_that_fit', 'count_while_open', 'Pool', 'pool_of',
-           'close_pools', 'Turns', 'give_back', 'Memory', 'begin_again', 'go_on', 'Fleet', 'SideBySide']
+           'close_pools', 'Turns', 'give_back', 'Memory', 'begin_again', 'go_on', 'going', 'next_up', 'Fleet',
+           'SideBySide']
 
 # %% ../../nbs/lib/experiment/workers.ipynb #6205de9d
 import atexit, gc, math, os, shutil, sys, tempfile, time
@@ -16,6 +17,7 @@ from multiprocessing import get_context
 from typing import Callable
 import cloudpickle, torch
 from .call import advance, run_call, turns
+from .pace import Trained
 from ..running import count_in, running_on
 
 # %% ../../nbs/lib/experiment/workers.ipynb #cb41d22d
@@ -39,6 +41,8 @@ def without_main():
 class Workers:
     "Calls handed to a `concurrent.futures` executor: threads, a cluster, or processes of our own."
     folder = None # Where its processes count their steps; None: nowhere that we can see
+    shared = False # Whether calls share one device
+    clock = time.time # () -> Unix time
 
     def __init__(self, executor, # Anything with `submit`
         count:int, # Its workers
@@ -59,6 +63,8 @@ class Workers:
         )->set: # Those that have ended
         "Wait for the first to end, two seconds at most."
         return wait(futures, 2, FIRST_COMPLETED).done
+    def trained(self, future)->Trained|None: return None # Steps of a call under way, where they can be seen
+    def hold(self, futures): "No more turns for these calls; nobody waits for anybody here."
     def mend(self):
         "After a worker has died: somebody else's executor is theirs to mend."
 
@@ -136,16 +142,23 @@ def close_pools(now:bool=False # True: end what is running too, as after Ctrl-C
 # %% ../../nbs/lib/experiment/workers.ipynb #1897ef03
 class Turns:
     "A call of a fleet: it waits, or it is somewhere in its work."
-    def __init__(self, call:Callable # Gives a generator, as `turns` does
-        ):
+    def __init__(self, call:Callable, # Gives a generator, as `turns` does
+        ahead:bool=False, # Whether it goes before what waits already
+        clock:Callable=time.time):
         self.call = call
+        self.ahead = ahead
+        self.clock = clock
         self.future = Future()
         self.generator = None
         self.work = None
-    def begin(self): self.generator = self.call()
+        self.trained = None
+    def begin(self):
+        self.generator = self.call()
+        self.trained = Trained(self.clock)
     def go(self)->bool:
         "One piece of work; whether the call has ended. Memory that it lacks is the fleet's to find."
-        try: self.work = advance(self.generator, self.work)
+        try:
+            with self.trained.counting(): self.work = advance(self.generator, self.work)
         except StopIteration as e: self.future.set_result(e.value)
         except torch.OutOfMemoryError: raise
         except Exception as e: self.future.set_exception(e)
@@ -156,6 +169,7 @@ class Turns:
         self.generator.close()
         self.generator = None
         self.work = None
+        self.trained = None
 
 # %% ../../nbs/lib/experiment/workers.ipynb #bfcc427e
 def give_back():
@@ -220,39 +234,53 @@ def go_on(fleet, call:Turns)->bool: # Whether the call has ended
         return ended
     return begin_again(fleet, call, said)
 
+# %% ../../nbs/lib/experiment/workers.ipynb #9f3eb6d9
+def going(fleet, calls)->list:
+    "Those that are not held; all if all are."
+    return [call for call in calls if call.future not in fleet.held] or list(calls)
+
+def next_up(fleet)->Turns|None:
+    "The next to begin, if one may. What goes ahead goes first."
+    held = [call for call in fleet.waiting if call.future in fleet.held]
+    if not fleet.waiting or fleet.running and len(held) == len(fleet.waiting): return None
+    running = [call for call in fleet.running if call.future not in fleet.held]
+    if fleet.running and len(running) >= fleet.most: return None
+    if fleet.running and not fleet.memory.fits(len(fleet.running)): return None
+    queue = going(fleet, fleet.waiting)
+    return next((call for call in queue if call.ahead), queue[0])
+
 # %% ../../nbs/lib/experiment/workers.ipynb #9831a6cc
 class Fleet:
     "Runs calls in this process, side by side: `submit` queues a call, `turn` goes round until one has ended."
     def __init__(self, most:int=1, # Calls side by side
         free:Callable=None, # () -> bytes of memory that are left on the device
-        device:str=None # None: as settings say
+        device:str=None, # None: as settings say
+        clock:Callable=time.time # () -> Unix time
         ):
         self.most = most
         self.device = device
+        self.clock = clock
         self.memory = Memory(free)
         self.waiting = deque()
         self.running = []
+        self.held = set() # Futures of calls without turns
     @property
     def need(self)->int: return self.memory.need
-    def submit(self, call:Callable)->Future: # The call gives a generator, as `turns` does
-        self.waiting.append(Turns(call))
+    def submit(self, call:Callable, ahead:bool=False)->Future: # The call gives a generator, as `turns` does
+        self.waiting.append(Turns(call, ahead, self.clock))
         return self.waiting[-1].future
     def turn(self, between:Callable=None): # Called after every round
         with running_on(self.device):
             while not self._round(between): pass
     def _round(self, between): # whether a call has ended
-        began = self._may_begin()
-        if began and self._begin(): return True
-        ended = [call for call in list(self.running) if go_on(self, call)]
+        begins = next_up(self)
+        if begins and self._begin(begins): return True
+        ended = [call for call in going(self, self.running) if go_on(self, call)]
         if between: between()
-        if not began and not ended: time.sleep(1e-4)
+        if not begins and not ended: time.sleep(1e-4)
         return bool(ended)
-    def _may_begin(self):
-        if not self.waiting: return False
-        if not self.running: return True
-        return len(self.running) < self.most and self.memory.fits(len(self.running))
-    def _begin(self): # whether it has ended already
-        call = self.waiting.popleft()
+    def _begin(self, call): # whether it has ended already
+        self.waiting.remove(call)
         self.running.append(call)
         with self.memory.watched():
             call.begin()
@@ -263,10 +291,17 @@ class Fleet:
 # %% ../../nbs/lib/experiment/workers.ipynb #000467e7
 class SideBySide(Workers):
     "Calls that a `Fleet` runs in this process."
-    def __init__(self, fleet:Fleet): super().__init__(fleet, fleet.most, fleet.device)
+    shared = True
+    def __init__(self, fleet:Fleet):
+        super().__init__(fleet, fleet.most, fleet.device)
+        self.clock = fleet.clock
     def room(self)->int: return self.executor.most
     def start(self, nodes:list, store, deadline:float=None)->Future:
-        return self.executor.submit(partial(turns, nodes, store, deadline))
+        call = partial(turns, nodes, store, deadline, self.clock)
+        return self.executor.submit(call, ahead=not nodes[0].step.size)
+    def trained(self, future)->Trained|None:
+        return next((call.trained for call in self.executor.running if call.future is future), None)
+    def hold(self, futures): self.executor.held = set(futures)
     def ended(self, futures, show:Callable)->set:
         self.executor.turn(show)
         return {future for future in futures if future.done()}
