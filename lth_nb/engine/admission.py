@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['odd_number', 'in_one_place', 'kept_aside', 'first_difference', 'in_bytes', 'not_of_its_seed', 'batch_for',
-           'odd_evaluation', 'admit', 'drawing', 'draws_in_training']
+           'elsewhere', 'odd_evaluation', 'admit', 'drawing', 'draws_in_training']
 
 # %% ../../nbs/lib/engine/admission.ipynb #32f05f7a
 import random
@@ -97,6 +97,10 @@ def batch_for(net:nn.Module,
             return x.to(device)
         except Exception: continue   # whatever it is, training will say it
 
+def elsewhere(x:Tensor)->Tensor:
+    "Other inputs that it takes, too."
+    return .5*x.roll(1, -1)
+
 # %% ../../nbs/lib/engine/admission.ipynb #8cf6d464
 def odd_evaluation(net:nn.Module, other:nn.Module, # Of one constructor, from two seeds
                    x:Tensor)->str|None: # What is wrong, and the remedy
@@ -105,11 +109,14 @@ def odd_evaluation(net:nn.Module, other:nn.Module, # Of one constructor, from tw
     before = in_bytes(net)
     put_numbers(other, held)
     first = calls_in(net.eval(), x)
+    calls_in(net, elsewhere(x))
     second = calls_in(net, x, seed=1)
     if name := first_difference(before, in_bytes(net)):
         return f'{name} changes in evaluation: let it change only if self.training'
-    if drawing := next((call.module for call in first if call.drew), None) or unlike(first, second):
-        return f'{drawing} is random in evaluation, too: draw only if self.training'
+    if who := next((call.module for call in first if call.drew), None):
+        return f'{who} is random in evaluation, too: draw only if self.training'
+    if where := unlike(first, second):
+        return f'{where} gives something else in evaluation when it is asked again: draw, or remember, only in training'
     thirds = calls_in(other.eval(), x)
     if name := first_difference(kept_aside(net), kept_aside(other)):
         return f'{name} is drawn, and no state holds it: make it a buffer (register_buffer)'
@@ -145,6 +152,7 @@ def drawing(net:nn.Module, # In training mode
     held = {name: t.detach().clone() for name, t in numbers_of(net).items()}
     first = calls_in(net, x)
     aside = kept_aside(net)
+    calls_in(net, elsewhere(x))
     put_numbers(net, held)
     second = calls_in(net, x)
     if name := first_difference(aside, kept_aside(net)):
@@ -162,7 +170,9 @@ def _drawing(network, family, shape, device):
     if family.own:
         net = _lifted(network.create(0)).to(device).train()
         x = batch_for(net, shape, device)
-        return spoken('', net) if x is None else drawing(net, x)   # nobody knows; training will say why
+        if x is None: return spoken('', net)   # nobody knows; training will say why
+        try: return drawing(net, x)
+        except ValueError as e: raise ValueError(f'{network.name}: {e}') from None
     dropouts = nn.modules.dropout._DropoutNd
     return next((spoken(name, m) for name, m in net.named_modules() if isinstance(m, dropouts) and m.p), None)
 

@@ -15,7 +15,7 @@ from ..networks import Network, takes
 from ..recipes import Recipe
 from .lane import precisely, record
 from .step import loaders
-from .weights import ALIGN, aligned, batchnorms, gaps, laid_out, lined_up, numbers_of, places, spaced
+from .weights import ALIGN, aligned, batchnorms, gaps, laid_out, lined_up, numbers_of, placed, places, spaced
 
 # %% ../../nbs/lib/engine/probe.ipynb #75ba8597
 @torch.no_grad()
@@ -42,12 +42,12 @@ def whole_numbers(net:nn.Module)->dict: # {name: buffer}
             if not (b.is_floating_point() or name.endswith('num_batches_tracked'))}
 
 # %% ../../nbs/lib/engine/probe.ipynb #6a8b3466
-def check_whole(name:str, b:Tensor)->Tensor: # `b`
+def check_whole(name:str, b:Tensor)->Tensor: # `b`, floats
     "`ValueError` for a buffer of whole numbers that are none, or that float32 has no room for."
-    if b.is_floating_point() and not torch.equal(b, b.round()):
+    if not torch.equal(b, b.round()):
         raise ValueError(f'{name} holds whole numbers, and the two networks have others: there is nothing between them')
-    if b.numel() and float(b.double().abs().max()) > 2**24:
-        raise ValueError(f'{name} holds numbers beyond 2**24, which cannot be evaluated exactly: use smaller ones')
+    if b.numel() and float(b.abs().max()) >= 2**24:
+        raise ValueError(f'{name} holds numbers from 2**24 on, which cannot be evaluated exactly: use smaller ones')
     return b
 
 # %% ../../nbs/lib/engine/probe.ipynb #a05680e3
@@ -138,7 +138,7 @@ class Probe:
         on_gpu = data.device.type == 'cuda'
         self.data = data
         self.size = size or (2000 if on_gpu else 100)
-        self.net = network.build().to(device=data.device, memory_format=torch.channels_last).eval()
+        self.net = placed(network.build(), data.device).eval()
         self.places, self.flat = into_vector(self.net)
         self.gaps = gaps(self.places, self.flat[:ALIGN].clone())
         self.whole = whole_numbers(self.net)
@@ -149,7 +149,6 @@ class Probe:
         have = {**state['weights'], **state['buffers']}
         for name, (_, _, shape) in self.places.items():
             if name not in have or have[name].shape != shape: raise ValueError(f'this state does not fit: {name}')
-            if name in self.whole: check_whole(name, have[name])
         return torch.cat(spaced([lined_up(have[name].detach().to(self.flat)) for name in self.places], self.gaps))
     def put(self, vector:Tensor):
         self.flat.copy_(vector)
