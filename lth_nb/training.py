@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_stored', 'from_checkpoint', 'reach',
            'training_steps', 'to_store', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train', 'probe_of',
-           'check_splits', 'examples_in', 'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly',
-           'along_mlp', 'check_line', 'in_few_digits', 'distance', 'line', 'instability']
+           'check_splits', 'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp',
+           'check_line', 'in_few_digits', 'distance', 'line', 'instability']
 
 # %% ../nbs/lib/training.ipynb #526e823a
 import math, threading
@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .data import Dataset
+from .data import Dataset, examples_in
 from .engine import Probe, Replica, admit, device_of, module_of, network_of, reestimate  # noqa: F401
 from .experiment import Node, Step, key_of, step, value_of
 from .networks import Network
@@ -201,7 +201,8 @@ _probes = {}
 
 def probe_of(network:Network, data:Dataset)->Probe:
     "A `Probe` on the device of this call, kept for the next: the last few, and each thread has its own."
-    key = network, data, device(), threading.get_ident()
+    key = network, network.built_by, data, device(), threading.get_ident()
+    for other in [kept for kept in _probes if kept[0] == network and kept[1] != network.built_by]: _probes.pop(other)
     if key not in _probes:
         while len(_probes) >= 4: _probes.pop(next(iter(_probes)))
         _probes[key] = Probe(network, data.load(device()))
@@ -212,12 +213,10 @@ def check_splits(splits):
     if isinstance(splits, str) or not set(splits) <= {'train', 'test'}:
         raise ValueError(f"splits={splits!r}: use a tuple, ('test',) or ('train', 'test')")
 
-def examples_in(data, split:str, limit:int|None)->int: return limit or len(getattr(data, split))
-
 # %% ../nbs/lib/training.ipynb #480a4551
 @step
 def evaluate(state, data:Dataset, splits=('train', 'test'),
-    limit=None # Only the first so many examples of each split
+    limit=None # Only so many examples of each split
     )->dict: # {split: {error in %, mean cross-entropy loss, n}}; and diverged, the step, for a replica that did
     "Error and loss of a state."
     check_splits(splits)

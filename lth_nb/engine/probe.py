@@ -10,19 +10,20 @@ __all__ = ['EXACT', 'reestimate', 'whole_numbers', 'check_whole', 'into_vector',
 from contextlib import nullcontext
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from ..data import Data
+from ..data import Data, examples_in
 from ..networks import Network, takes
 from ..recipes import Recipe
 from .lane import precisely, record
 from .step import loaders
-from .weights import ALIGN, aligned, batchnorms, gaps, laid_out, lined_up, numbers_of, placed, places, spaced
+from .weights import (ALIGN, aligned, batchnorms, gaps, laid_out, lined_up, numbers_of, placed, places,
+                                   spaced)
 
 # %% ../../nbs/lib/engine/probe.ipynb #75ba8597
 @torch.no_grad()
 def reestimate(net:nn.Module, data, # A loaded data set
     n:int=2000, size:int=500 # Training images, and how many at a time
     )->None:
-    "Measure BatchNorm's statistics anew on the first `n` training images, equally weighted batches. In place."
+    "Measure BatchNorm's statistics anew on `n` training images, in equally weighted batches. In place."
     norms = batchnorms(net)
     if not norms: return
     kept = [m.momentum for m in norms]
@@ -82,8 +83,11 @@ class RecordedBatch:
         self.at = torch.zeros((), dtype=torch.int64, device=on)
         self.predictions = torch.zeros(probe.size, dtype=torch.int64, device=on)
         self.rows = torch.arange(probe.size, device=on)
+        self.order = getattr(probe.data, split).order
         def work():
-            x, y = probe.data.gather(self.rows + self.at, None, split)
+            places = self.rows + self.at
+            if self.order is not None: places = self.order.index_select(0, places)
+            x, y = probe.data.gather(places, None, split)
             add_up(probe.net, x, y, probe.totals, self.predictions)
         kept = probe.totals.clone()
         side = torch.cuda.Stream(on)
@@ -106,7 +110,7 @@ def exactly(device): # A context
 
 # %% ../../nbs/lib/engine/probe.ipynb #c61ec1fe
 def evaluated(probe, split:str, n:int): # Yields (start, predictions)
-    "The first `n` examples of a split, batch by batch; errors and losses go into the probe's totals."
+    "`n` examples of a split that stand for all, batch by batch; errors and losses go into the probe's totals."
     data = probe.data
     start = 0
     while probe.recorded is not None and start + probe.size <= n:
@@ -161,12 +165,12 @@ class Probe:
         "See `reestimate`."
         with exactly(self.data.device): reestimate(write_whole(self).net, self.data, n, size)
         return self
-    def measure(self, split='test', limit:int=None, # Only the first so many examples
+    def measure(self, split='test', limit:int=None, # Only so many examples, as `Data.evaluation` takes them
         predictions:Tensor=None # int64 [n]: filled in, if given
         )->Tensor: # float64 [2] on the device: errors, summed cross-entropy; nothing is waited for
         "Go through a split."
         write_whole(self).totals.zero_()
         with exactly(self.data.device):
-            for start, found in evaluated(self, split, limit or len(getattr(self.data, split))):
+            for start, found in evaluated(self, split, examples_in(self.data, split, limit)):
                 if predictions is not None: predictions[start:start + len(found)] = found
         return self.totals.clone()
