@@ -442,7 +442,7 @@ def _learn(name, family): families[name] = replace(family, number=next(_numbers)
 
 def _source(network):
     family = families[network.name]
-    return source_of(family.build) if family.source is None else family.source
+    return source_of(family.build, 'build') if family.source is None else family.source
 
 def _taken_along(network): # the family of a network of one's own
     return replace(families[network.name], source=_source(network)) if network.own else None
