@@ -416,7 +416,7 @@ def small_dense(network:Network,
 # %% ../nbs/lib/networks.ipynb #2cb6f696
 def _scores(network, shape):
     try:
-        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(1, *shape))
+        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(2, *shape))
     except Exception as e:
         if tuple(shape) == network.input:
             raise ValueError(f'{network.name} cannot be run on inputs of its own shape {network.input}: {e}') from e
@@ -429,8 +429,8 @@ def takes(network:Network,
          )->None:
     "`ValueError` if a network does not fit inputs of a shape, or has too few outputs."
     try:
-        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(1, *shape))
-    except (RuntimeError, NotImplementedError): out = _scores(network, shape)
+        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(2, *shape))
+    except (RuntimeError, NotImplementedError, ValueError): out = _scores(network, shape)
     if out.shape[-1] < classes:
         raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
                          f'use Network({network.name!r}, classes={classes})')
