@@ -6,16 +6,17 @@
 __all__ = ['families', 'INITS', 'BN_INITS', 'lenet_300_100', 'mnist1d_mlp', 'mnist1d_conv', 'mnist1d_res', 'resnet8', 'resnet14',
            'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
-           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'counts', 'small_dense',
-           'takes', 'register']
+           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'remembered', 'counts',
+           'small_dense', 'takes', 'register']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
-from dataclasses import astuple, dataclass, replace
-from functools import lru_cache, partial
-import torch
+from dataclasses import astuple, dataclass, field, replace
+from functools import lru_cache, partial, wraps
+import itertools, torch
 from torch import nn
 import torch.nn.functional as F
 from .chance import drawn_from, seed_of
+from .source import source_of
 
 # %% ../nbs/lib/networks.ipynb #62d660f2
 def _whole(width): return max(1, round(width))
@@ -183,6 +184,8 @@ class Family:
     width: float|None=None  # The paper's; None: cannot be varied
     residual: bool=False    # Whether it has residual connections that can be left out
     own: bool=False         # Made by `register`
+    source: dict|None=field(default=None, compare=False, repr=False) # Of one's own that has come from elsewhere
+    number: int=field(default=0, compare=False, repr=False) # Of its registration in this process
 
 # %% ../nbs/lib/networks.ipynb #81abc5a0
 _mnist = 1, 28, 28
@@ -305,9 +308,16 @@ class Network:
     def __post_init__(self):
         _check(self)
         if self.width == families[self.name].width: object.__setattr__(self, 'width', None)
-    def __reduce__(self):
-        family = families[self.name]
-        return _arrived, (astuple(self), family if family.own else None)
+    def __reduce__(self): return _arrived, (astuple(self), _taken_along(self))
+    def made_of(self)->dict:
+        "The source of what builds a network of one's own, see `source_of`; nothing of the papers' networks."
+        return {f'network {self.name}': _source(self)} if self.own else {}
+    @property
+    def own(self)->bool: return families[self.name].own
+    @property
+    def built_by(self)->tuple:
+        "Another one whenever what builds it may be another function."
+        return families[self.name].number, str(self.made_of())
     @property
     def input(self)->tuple:
         "Shape of one input."
@@ -351,13 +361,22 @@ imagenet_resnet18 = Network('imagenet_resnet18', classes=1000)
 imagenet_resnet50 = Network('imagenet_resnet50', classes=1000)
 inception_v3 = Network('inception_v3', classes=1000)
 
+# %% ../nbs/lib/networks.ipynb #6a5d2037
+def remembered(f):
+    "`f` of a network, computed once for each function that builds it."
+    @lru_cache(maxsize=1024)
+    def once(built_by, *args, **kwargs): return f(*args, **kwargs)
+    @wraps(f)
+    def call(network, *args, **kwargs): return once(network.built_by, network, *args, **kwargs)
+    return call
+
 # %% ../nbs/lib/networks.ipynb #3f05d5fe
 def _shapes(network):
     try:
         with torch.device('meta'): return network.build()
     except (RuntimeError, NotImplementedError): return network.build()
 
-@lru_cache(maxsize=None)
+@remembered
 def counts(network:Network,
            exempt:tuple=() # Names of weights that are not pruned
           )->tuple:        # All parameters, prunable ones
@@ -366,11 +385,11 @@ def counts(network:Network,
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     return sum(sizes.values()), sum(sizes[name] for name in prunable(module) if name not in exempt)
 
-@lru_cache(maxsize=None)
+@remembered
 def _prunable(network): return tuple(prunable(_shapes(network)))
 
 # %% ../nbs/lib/networks.ipynb #0e908bf2
-@lru_cache(maxsize=None)
+@remembered
 def small_dense(network:Network,
                 sparsity:float, # Share of the prunable weights that are pruned, between 0 and 1
                 exempt:tuple=() # Names of weights that are not pruned
@@ -397,29 +416,36 @@ def small_dense(network:Network,
 # %% ../nbs/lib/networks.ipynb #2cb6f696
 def _scores(network, shape):
     try:
-        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(1, *shape))
+        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(2, *shape))
     except Exception as e:
         if tuple(shape) == network.input:
             raise ValueError(f'{network.name} cannot be run on inputs of its own shape {network.input}: {e}') from e
         raise ValueError(f'{network.name} takes inputs of shape {network.input}, this data has {tuple(shape)}') from e
 
-@lru_cache(maxsize=64)
+@remembered
 def takes(network:Network,
           shape:tuple, # Of one input
           classes:int  # In the data
          )->None:
     "`ValueError` if a network does not fit inputs of a shape, or has too few outputs."
     try:
-        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(1, *shape))
-    except (RuntimeError, NotImplementedError): out = _scores(network, shape)
+        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(2, *shape))
+    except (RuntimeError, NotImplementedError, ValueError): out = _scores(network, shape)
     if out.shape[-1] < classes:
         raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
                          f'use Network({network.name!r}, classes={classes})')
 
 # %% ../nbs/lib/networks.ipynb #168054fe
-def _learn(name, family):
-    families[name] = family
-    for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
+_numbers = itertools.count(1)
+
+def _learn(name, family): families[name] = replace(family, number=next(_numbers))
+
+def _source(network):
+    family = families[network.name]
+    return source_of(family.build, 'build') if family.source is None else family.source
+
+def _taken_along(network): # the family of a network of one's own
+    return replace(families[network.name], source=_source(network)) if network.own else None
 
 def _arrived(fields, family):
     if family is not None: _learn(fields[0], family)

@@ -6,8 +6,8 @@
 __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_stored', 'from_checkpoint', 'reach',
            'training_steps', 'to_store', 'network_in', 'stack_places', 'engine_of', 'company', 'places_of',
            'replica_for', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train', 'probe_of', 'check_splits',
-           'examples_in', 'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp',
-           'check_line', 'in_few_digits', 'distance', 'line', 'instability']
+           'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp', 'check_line',
+           'in_few_digits', 'distance', 'line', 'instability']
 
 # %% ../nbs/lib/training.ipynb #526e823a
 import math, threading
@@ -17,8 +17,8 @@ from fractions import Fraction
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .data import Dataset
-from .engine import Probe, Replica, device_of, module_of, network_of, reestimate  # noqa: F401
+from .data import Dataset, examples_in
+from .engine import Probe, Replica, admit, device_of, module_of, network_of, reestimate  # noqa: F401
 from .engine import enter, stack_size, unstackable
 from .engine.stack import engine_name, places_in, stack_key
 from .experiment import Node, Step, key_of, step, value_of
@@ -31,9 +31,10 @@ from .settings import settings
 # %% ../nbs/lib/training.ipynb #6a52084f
 @step(store=False)
 def init(network:Network, seed:int)->dict: # A state at step 0
-    "A freshly initialised network."
+    "A freshly initialised network. `ValueError`, and why, for one of your own that cannot be trained exactly."
     if not isinstance(network, Network):
         raise TypeError(f'{network!r} is no network: use one of lth_nb.networks, such as networks.resnet20')
+    admit(network)
     net = network.create(seed)
     weights = {name: p.detach() for name, p in net.named_parameters()}
     return dict(network=asdict(network), step=0, weights=weights, buffers=dict(net.named_buffers()), slots={}, count=0)
@@ -262,7 +263,8 @@ _probes = {}
 
 def probe_of(network:Network, data:Dataset)->Probe:
     "A `Probe` on the device of this call, kept for the next: the last few, and each thread has its own."
-    key = network, data, device(), threading.get_ident()
+    key = network, network.built_by, data, device(), threading.get_ident()
+    for other in [kept for kept in _probes if kept[0] == network and kept[1] != network.built_by]: _probes.pop(other)
     if key not in _probes:
         while len(_probes) >= 4: _probes.pop(next(iter(_probes)))
         _probes[key] = Probe(network, data.load(device()))
@@ -273,12 +275,10 @@ def check_splits(splits):
     if isinstance(splits, str) or not set(splits) <= {'train', 'test'}:
         raise ValueError(f"splits={splits!r}: use a tuple, ('test',) or ('train', 'test')")
 
-def examples_in(data, split:str, limit:int|None)->int: return limit or len(getattr(data, split))
-
 # %% ../nbs/lib/training.ipynb #480a4551
 @step
 def evaluate(state, data:Dataset, splits=('train', 'test'),
-    limit=None # Only the first so many examples of each split
+    limit=None # Only so many examples of each split
     )->dict: # {split: {error in %, mean cross-entropy loss, n}}; and diverged, the step, for a replica that did
     "Error and loss of a state."
     check_splits(splits)
@@ -297,6 +297,10 @@ def evaluate(state, data:Dataset, splits=('train', 'test'),
 def check_same_network(a:dict, b:dict):
     if a['network'] != b['network']:
         raise ValueError(f'no line between different networks: {a["network"]} and {b["network"]}')
+    for name, t in a['buffers'].items():
+        counts = t.is_floating_point() or name.endswith('num_batches_tracked')
+        if not counts and not torch.equal(t, b['buffers'][name]):
+            raise ValueError(f'no line between networks whose {name} differ: there is nothing between whole numbers')
 
 # %% ../nbs/lib/training.ipynb #6db0e32d
 def interpolate(a:dict, b:dict, # States of one network

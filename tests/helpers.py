@@ -1,9 +1,11 @@
 """Toys that several test files share: a small task, networks and recipes, masks, a plain loop to compare with."""
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest, torch, torch.nn.functional as F
 from lth_nb import networks as nets
 from lth_nb.data import mnist1d
+from lth_nb.engine import WINDOW
 from lth_nb.pruning import prunable_weights
 from lth_nb.training import Recipe, init
 
@@ -81,9 +83,43 @@ def plain_loop(network, batches, recipe, n, mask=None):
         x, y = batches[step]
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
-        for name,m in mask.items(): parameters[name].grad.mul_(m)
+        for name,m in mask.items():
+            if parameters[name].grad is not None: parameters[name].grad.mul_(m)
         optimizer.step()
     return net, {name: optimizer.state[p] for name,p in parameters.items()}
+
+
+# ------------------------------------------------------------------ a GPU's stream, without one
+
+class Event:
+    "Has come when it has been asked for twice, or waited for."
+    def __init__(self, stream):
+        self.stream = stream
+        self.asked = 0
+    def query(self):
+        self.asked += 1
+        return self.asked > 2
+    def synchronize(self):
+        self.stream.waits += 1
+        self.asked = 9
+
+class EagerStream:
+    "What a CUDA stream is asked for, done at once; the name of the stream is added to `sent` with every call."
+    def __init__(self, name=None, sent=None):
+        self.name = name
+        self.sent = [] if sent is None else sent
+        self.waits = 0
+    def here(self): return nullcontext()
+    def mark(self): return Event(self)
+    def record(self, work):
+        try: work()   # leaves traces, as a real recording might, to be wiped away
+        except IndexError: pass   # beyond the window's rows; a real recording takes no step
+        def call():
+            self.sent.append(self.name)
+            work()
+        return call
+    def landing(self): return torch.zeros(WINDOW, dtype=torch.bool)
+    def synchronize(self): pass
 
 
 # ------------------------------------------------------------------ what is asked of a file system

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Known', 'MissingData', 'Source', 'Split', 'Stream',
            'StreamBatches', 'Turned', 'array_digest', 'augmentation', 'blur', 'blurred', 'cifar10', 'cifar100',
-           'content_hash', 'data_folder', 'download', 'folder_files', 'folder_hash', 'image_folder', 'imagenet',
-           'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
+           'content_hash', 'data_folder', 'download', 'examples_in', 'folder_files', 'folder_hash', 'image_folder',
+           'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
            'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
 
 # %% ../../nbs/lib/data/index.ipynb #b26390b0
@@ -14,7 +14,7 @@ from .curves import mnist1d_arrays, mnist1d_templates
 from .folders import folder_files, folder_hash
 from .order import Epochs, augmentation, permutation, philox
 from .pretext import Derived, Turned, blur, blurred, random_labels, rotations
-from .resident import Batches, Data, Split
+from .resident import Batches, Data, Split, examples_in
 from .sets import (Dataset, Known, Source, cifar10, cifar100, image_folder, known, loaded, mnist, mnist1d,
                               moments, npz, tiny_imagenet)
 from .sources import CorruptData, MissingData, array_digest, content_hash, data_folder, download
@@ -23,9 +23,9 @@ from ..faces import elsewhere
 
 _all_ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Known', 'MissingData', 'Source', 'Split',
          'Stream', 'StreamBatches', 'Turned', 'array_digest', 'augmentation', 'blur', 'blurred', 'cifar10', 'cifar100',
-         'content_hash', 'data_folder', 'download', 'folder_files', 'folder_hash', 'image_folder', 'imagenet', 'known',
-         'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz', 'permutation', 'philox',
-         'random_labels', 'rotations', 'tiny_imagenet']
+         'content_hash', 'data_folder', 'download', 'examples_in', 'folder_files', 'folder_hash', 'image_folder',
+         'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
+         'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
 
 # %% ../../nbs/lib/data/index.ipynb #07f82791
 __getattr__ = elsewhere(__name__, {'digest': ('lth_nb.data.sources', 'array_digest')})

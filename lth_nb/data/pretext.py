@@ -71,6 +71,14 @@ def check_square(name, shape):
         raise ValueError(f'rotations: images of {name} are {shape[1]} x {shape[2]}, a quarter turn needs square ones; '
                          'crop them first')
 
+# %% ../../nbs/lib/data/pretext.ipynb #4e66de0b
+def _order_of_poses(part, limit):
+    "The order that a part of all poses of a split, or of its first `limit` poses, is taken in."
+    if part.order is None: return None
+    four = torch.arange(4, device=part.order.device)
+    order = (4 * part.order[:, None] + four).flatten()
+    return order if limit is None else order[order < limit]
+
 # %% ../../nbs/lib/data/pretext.ipynb #6f6d97d3
 class Turned(Data):
     "Every example of `base` in four poses; the label is the pose. Example i is pose i % 4 of the base's i // 4."
@@ -80,7 +88,7 @@ class Turned(Data):
         for part, limit in ((base.train, train), (base.test, test)):
             check_limit('train or test', limit, 4 * len(part))
             poses = torch.arange(4, device=part.x.device).repeat(len(part))
-            splits.append(Split(part.x, poses[:limit]))
+            splits.append(Split(part.x, poses[:limit], _order_of_poses(part, limit)))
         super().__init__(name, *splits, 4, base.mean, base.std, sha256)
     def gather(self, index, crops=None, split='train', dtype=torch.float32):
         "As `Data.gather`. Crop and flip, then the turn, counter-clockwise as `torch.rot90` turns."
@@ -97,8 +105,11 @@ class Turned(Data):
         return self.normaliser.packed(part.pixels(places), dtype), y
     def evaluation(self, split='test', size=2000, limit=None, dtype=torch.float32, start=0):
         "As `Data.evaluation`."
-        for i, j in pieces(len(part_of(self, split)), size, limit, start):
-            yield self.gather(torch.arange(i, j, device=self.device), None, split, dtype)
+        part = part_of(self, split)
+        for i, j in pieces(len(part), size, limit, start):
+            if limit is None or part.order is None: index = torch.arange(i, j, device=self.device)
+            else: index = part.order[i:j]
+            yield self.gather(index, None, split, dtype)
 
 # %% ../../nbs/lib/data/pretext.ipynb #d54be19d
 @dataclass(frozen=True)
@@ -165,8 +176,9 @@ def load_derived(handle:Dataset, device)->Data:
     train = base.train
     test = base.test
     if task.how == 'blurred':
-        train, test = (Split(blur(part.x, task.value), part.y) for part in (train, test))
+        train, test = (replace(part, x=blur(part.x, task.value)) for part in (train, test))
     else:
-        words, *_ = philox((torch.arange(len(train), device=base.device), LABELS, 0, 0), philox_key(task.value))
-        train = Split(train.x, words * base.classes >> 32)
+        numbers = torch.arange(len(train), device=base.device) if train.numbers is None else train.numbers
+        words, *_ = philox((numbers, LABELS, 0, 0), philox_key(task.value))
+        train = replace(train, y=words * base.classes >> 32)
     return Data(handle.name, train, test, base.classes, base.mean, base.std, handle.sha256)

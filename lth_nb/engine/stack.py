@@ -12,7 +12,7 @@ __all__ = ['TURN', 'SHARED', 'LARGE', 'sources', 'StackedWeights', 'Row', 'side_
 import math, threading, weakref
 from collections import deque
 from contextlib import nullcontext
-from dataclasses import astuple, replace
+from dataclasses import replace
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from ..data import Dataset

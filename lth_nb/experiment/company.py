@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Company', 'part_size', 'parts', 'units', 'progress', 'abreast', 'run_together']
 
-# %% ../../nbs/lib/experiment/company.ipynb #ec10f170
+# %% ../../nbs/lib/experiment/company.ipynb #75d70dc5
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from typing import Any, Callable
 import torch
 from ..running import running_on
 from .call import advance, turns
+from .origin import check_source
 
-# %% ../../nbs/lib/experiment/company.ipynb #d7934664
+# %% ../../nbs/lib/experiment/company.ipynb #46798797
 @dataclass(frozen=True)
 class Company:
     "With which other calls a call can run as one."
@@ -25,7 +26,7 @@ class Company:
         "Whether so many are better off together: all places cost the same, taken or not, so a third has to be."
         return self.bound or 3*calls >= self.places
 
-# %% ../../nbs/lib/experiment/company.ipynb #25978570
+# %% ../../nbs/lib/experiment/company.ipynb #cfe2b2e6
 def part_size(calls:int, places:int, workers:int, # That could take a part each
     timed:bool # Whether time is limited: then all that has begun should end together
     )->int:
@@ -39,7 +40,7 @@ def parts(calls:list, company:Company, workers:int, timed:bool)->list: # Tuples,
     pieces = [tuple(calls[i:i + size]) for i in range(0, len(calls), size)]
     return [unit for piece in pieces for unit in ([piece] if company.worth_it(len(piece)) else piece)]
 
-# %% ../../nbs/lib/experiment/company.ipynb #e95809a8
+# %% ../../nbs/lib/experiment/company.ipynb #2a0328ab
 def units(companies:dict, # {call: its `Company` or None}, in the order in which they should begin
     steps:Callable, # call -> training steps
     workers:int, timed:bool)->list: # Calls, and tuples of calls that run as one
@@ -52,7 +53,7 @@ def units(companies:dict, # {call: its `Company` or None}, in the order in which
         else: out += parts(sorted(calls, key=lambda call: -steps(call)), company, workers, timed)
     return out
 
-# %% ../../nbs/lib/experiment/company.ipynb #c50bf176
+# %% ../../nbs/lib/experiment/company.ipynb #4304d7d0
 def progress(call, work:Callable|None # A generator, and what it has yielded last
     )->tuple: # What is to be done next, or None; how it has ended and its error, or None
     "One piece of work of a call. Memory that it lacks is for all of them to find."
@@ -84,9 +85,11 @@ def abreast(calls:list, # The nodes of each call
         for call, _ in running.values(): call.close()
     return ended
 
-# %% ../../nbs/lib/experiment/company.ipynb #3f382d86
-def run_together(calls:list, store, device:str=None, deadline:float=None, places:int=1)->list:
-    "Run calls as one: how each has ended, and its error."
+# %% ../../nbs/lib/experiment/company.ipynb #c7214afc
+def run_together(calls:list, store, device:str=None, deadline:float=None, places:int=1,
+    source:dict=None)->list: # As `run_call` has it
+    "Run calls as one: how each has ended, and its error. Raises `OldWorker` where their source is another here."
+    if source is not None: check_source(source, [node for nodes in calls for node in nodes])
     everyone = abreast(calls, store, deadline, places=places)
     with running_on(device):
         while True:

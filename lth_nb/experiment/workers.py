@@ -18,6 +18,7 @@ from typing import Callable
 import cloudpickle, torch
 from .call import advance, run_call, turns
 from .company import abreast, run_together
+from .origin import sources_of
 from .pace import Trained
 from ..running import count_in, running_on
 
@@ -57,13 +58,14 @@ class Workers:
         return 2*self.count
     def start(self, nodes:list, store, deadline:float=None)->Future:
         "Hand out one call."
-        call = ByValue(partial(run_call, nodes, store, self.device, deadline))
+        call = ByValue(partial(run_call, nodes, store, self.device, deadline, sources_of(nodes)))
         with without_main(): return self.executor.submit(call)
     def start_together(self, calls:list, # The nodes of each
         store, deadline:float=None, places:int=1 # As `abreast` has it
         )->Future:
         "Hand out several calls that run as one."
-        call = ByValue(partial(run_together, calls, store, self.device, deadline, places))
+        source = sources_of([node for nodes in calls for node in nodes])
+        call = ByValue(partial(run_together, calls, store, self.device, deadline, places, source))
         with without_main(): return self.executor.submit(call)
     def ended(self, futures, # Of calls that are under way
         show:Callable # To be called now and then

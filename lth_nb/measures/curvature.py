@@ -68,7 +68,7 @@ class TrainingLoss:
 class Hessian(TrainingLoss):
     "The Hessian of the mean training loss at a state: `H @ v` of a vector, or of vectors in rows."
     def __init__(self, state:dict, data:Dataset,
-        examples:int=1000, # The first so many training examples, not augmented
+        examples:int=1000, # So many training examples, not augmented
         batch:int=None, # Examples in a batch; None: all in one
         batchnorm:str='batch', # 'batch' or 'running' statistics
         mask:dict=None, # {name: bool}: only the surviving weights are variables

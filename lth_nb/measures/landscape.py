@@ -9,6 +9,7 @@ __all__ = ['plane', 'axis_of', 'map_loss', 'landscape', 'bends', 'dent', 'shape'
 import math
 import numpy as np, torch
 from torch import Tensor
+from ..data import examples_in
 from ..engine import Probe, network_of
 from ..experiment import step
 from ..running import device
@@ -57,8 +58,8 @@ def map_loss(probe:Probe, origin:Tensor, axes:Tensor, # As `Probe.vector` has th
 # %% ../../nbs/lib/measures/landscape.ipynb #f9b57e52
 def _vectors(probe, path): # [states, n], with the statistics of the end
     vectors = torch.stack([probe.vector(state) for state in path])
-    weights = sum(p.numel() for p in probe.net.parameters())
-    vectors[:, weights:] = vectors[-1, weights:]
+    end = max(probe.places[name][1] for name, _ in probe.net.named_parameters())   # where the weights end
+    vectors[:, end:] = vectors[-1, end:]
     return vectors
 
 def _five_digits(table): return [[float(f'{value:.5g}') for value in row] for row in table.tolist()]
@@ -66,7 +67,7 @@ def _five_digits(table): return [[float(f'{value:.5g}') for value in row] for ro
 @step
 def landscape(path, # States along a run, the last one its end
     data, points=21, margin=.25, split='train',
-    limit=None, # Only the first so many examples
+    limit=None, # Only so many examples
     batchnorm='final')->dict: # {at [states, 2], explained [2], x, y [points], loss [points, points] by y and x, n}
     "Loss around a training path, on the plane of its two main directions (sanity checks, Figures 4 and 5)."
     if points < 3: raise ValueError(f'points={points}: a map with less than 3 places a side has no shape')
@@ -76,7 +77,7 @@ def landscape(path, # States along a run, the last one its end
     vectors = _vectors(probe, path)
     found = plane(vectors)
     xs, ys = [axis_of(found['at'][:, axis].tolist(), points, margin) for axis in (0, 1)]
-    n = limit or len(getattr(probe.data, split))
+    n = examples_in(probe.data, split, limit)
     loss = map_loss(probe, vectors[-1], found['axes'], xs, ys, split, limit, batchnorm)/n
     return dict(at=_five_digits(found['at']), explained=found['explained'], x=xs, y=ys, loss=_five_digits(loss), n=n,
                 batchnorm=batchnorm)
