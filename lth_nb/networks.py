@@ -464,7 +464,7 @@ def small_dense(network:Network,
 # %% ../nbs/lib/networks.ipynb #2cb6f696
 def _scores(network, shape):
     try:
-        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(1, *shape))
+        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(2, *shape))
     except Exception as e:
         if tuple(shape) == network.input:
             raise ValueError(f'{network.name} cannot be run on inputs of its own shape {network.input}: {e}') from e
@@ -477,8 +477,8 @@ def takes(network:Network,
          )->None:
     "`ValueError` if a network does not fit inputs of a shape, or has too few outputs."
     try:
-        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(1, *shape))
-    except (RuntimeError, NotImplementedError): out = _scores(network, shape)
+        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(2, *shape))
+    except (RuntimeError, NotImplementedError, ValueError): out = _scores(network, shape)
     if out.shape[-1] < classes:
         raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
                          f'use Network({network.name!r}, classes={classes})')
@@ -490,7 +490,7 @@ def _learn(name, family): families[name] = replace(family, number=next(_numbers)
 
 def _source(network):
     family = families[network.name]
-    return source_of(family.build) if family.source is None else family.source
+    return source_of(family.build, 'build') if family.source is None else family.source
 
 def _taken_along(network): # the family of a network of one's own
     return replace(families[network.name], source=_source(network)) if network.own else None

@@ -121,7 +121,7 @@ class Step:
     def made_of(self)->dict:
         "What the function and all that it calls say, see `source_of`; nothing for a step of this library."
         if not self.own: return {}
-        source = source_of(self.fn) if self._source is None else self._source
+        source = source_of(self.fn, self.name) if self._source is None else self._source
         return {repr(self): source} if source else {}
     def __reduce__(self):
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
@@ -143,7 +143,7 @@ _defined = {} # {(name, version): Defined}
 def one_function(step):
     "Raises `ValueError` if a step's name and version stand for another function already."
     fn = step.fn
-    new = Defined((fn.__module__, fn.__qualname__), getattr(fn, '__code__', None), source_of(fn))
+    new = Defined((fn.__module__, fn.__qualname__), getattr(fn, '__code__', None), source_of(fn, step.name))
     old = _defined.get((step.name, step.version))
     if old and (old.place != new.place or old.code is new.code) and not _same(old, new):
         raise ValueError(_two_functions(step, old, new))
@@ -154,7 +154,7 @@ def _same(old, new):
     return bool(old.source.keys() & new.source.keys()) and not changes(old.source, new.source)
 
 def _two_functions(step, old, new):
-    first, second = ('.'.join(defined.place) for defined in (old, new))
+    first, second = (f'{defined.place[0]}.{defined.place[1]}' for defined in (old, new))
     what = f'{first} and {second} are two functions'
     remedy = f'rename one, or raise its version: @step(version={step.version + 1})'
     if old.code is new.code:
@@ -182,7 +182,7 @@ def _library_text(name): # of one of its steps
 def of_library(step)->bool:
     "Whether a step is one of this library. Raises `ValueError` for a step that only has the name of one."
     fn = inspect.unwrap(step.fn)
-    if fn.__module__.split('.')[0] == 'lth_nb': return True
+    if (fn.__module__ or '').split('.')[0] == 'lth_nb': return True
     if step.name not in taken(): return False
     code = getattr(fn, '__code__', None)
     tree = code and find_tree(code)
