@@ -2168,6 +2168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lth_nb.networks._draw': ('lib/networks.html#_draw', 'lth_nb/networks.py'),
                                  'lth_nb.networks._fan_out': ('lib/networks.html#_fan_out', 'lth_nb/networks.py'),
                                  'lth_nb.networks._glorot': ('lib/networks.html#_glorot', 'lth_nb/networks.py'),
+                                 'lth_nb.networks._in_one_form': ('lib/networks.html#_in_one_form', 'lth_nb/networks.py'),
                                  'lth_nb.networks._kaiming': ('lib/networks.html#_kaiming', 'lth_nb/networks.py'),
                                  'lth_nb.networks._known_names': ('lib/networks.html#_known_names', 'lth_nb/networks.py'),
                                  'lth_nb.networks._learn': ('lib/networks.html#_learn', 'lth_nb/networks.py'),

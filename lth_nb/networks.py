@@ -314,6 +314,11 @@ def _check_width(name, family, width):
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
         raise ValueError(f'width: {width!r} should be a number of filters')
 
+def _in_one_form(network):
+    "The values of fields that say the same in several ways."
+    width = None if network.width == families[network.name].width else network.width
+    return dict(width=width, maskable=None if network.maskable is None else _choice(network))
+
 # %% ../nbs/lib/networks.ipynb #3dcdb74a
 @dataclass(frozen=True)
 class Network:
@@ -328,8 +333,7 @@ class Network:
 
     def __post_init__(self):
         _check(self)
-        if self.width == families[self.name].width: object.__setattr__(self, 'width', None)
-        if self.maskable is not None: object.__setattr__(self, 'maskable', _choice(self))
+        for part, value in _in_one_form(self).items(): object.__setattr__(self, part, value)
     def __reduce__(self): return _arrived, (astuple(self), _taken_along(self))
     def made_of(self)->dict:
         "The source of what builds a network of one's own, see `source_of`; nothing of the papers' networks."
@@ -353,9 +357,8 @@ class Network:
         family = families[self.name]
         with drawn_from(seed_of('build', seed)):
             return family.build(self.width or family.width, self.classes, self.residual)
-    def create(self, seed:int # Any seed; the same weights on every machine with the same torch
-              )->nn.Module:   # On the CPU, float32
-        "The module with weights drawn from `seed`, and all else that it holds."
+    def create(self, seed:int)->nn.Module: # On the CPU, float32; the same weights on every machine with the same torch
+        "The module with weights drawn from `seed`, any seed, and all else that it holds."
         return initialise(self.build(seed), seed, self.init, self.bn_init)
 
 # %% ../nbs/lib/networks.ipynb #44352008

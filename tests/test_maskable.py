@@ -181,7 +181,7 @@ def test_rounds_of_pruning(store, how):
 
 @pytest.mark.parametrize('driven', (False, True))
 @pytest.mark.parametrize('recipe', (SGD, ADAM), ids=('sgd', 'adam'))
-@pytest.mark.parametrize('network', (usual,), ids=('transformer',))
+@pytest.mark.parametrize('network', (usual, bound), ids=('transformer', 'tied'))
 def test_masks_hold_over_any_parameter(network, recipe, driven):
     "With momentum, decay and Adam's averages, at every step; also where the network itself would not prune."
     mask = some(network)
@@ -195,7 +195,7 @@ def test_masks_hold_over_any_parameter(network, recipe, driven):
     moved = rep.state()['weights']
     assert all((moved[name] != init.fn(network, 0)['weights'][name])[mask[name]].any() for name in mask)
 
-def test_tied_weights_are_one():
+def test_tied_weights_are_one(store):
     "One parameter, one mask, counted once, whichever of its names it is chosen by."
     assert set(bound.prunable) == {'middle.weight', 'table.weight'}
     assert bound.maskable is None   # the head is a linear layer, so its weight is among the usual ones
@@ -204,6 +204,11 @@ def test_tied_weights_are_one():
         assert replace(bound, maskable=names).prunable == ('table.weight',)
     mask = magnitude_mask(prunable_weights(init.fn(bound, 0), ('head.weight',)), .5)
     assert account(mask, bound)['kept'] == 60
+    end = compute(train(init(bound, seed=0), toy, SGD, mask=prune(init(bound, seed=0), fraction=.5)).at('end'),
+                  store=store, workers=1, quiet=True)
+    module = bound.build()
+    module.load_state_dict({**end['weights'], 'head.weight': end['weights']['table.weight']})
+    assert int((module.head.weight == 0).sum()) == int((end['weights']['table.weight'] == 0).sum()) > 0
 
 def test_admm_over_a_choice(store):
     run = admm(train(init(usual, seed=0), toy, SGD).at('end'), toy, SGD, 1, .75, rhos=(1e-2,), prunable=every.prunable)
