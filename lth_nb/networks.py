@@ -6,16 +6,18 @@
 __all__ = ['families', 'INITS', 'BN_INITS', 'lenet_300_100', 'mnist1d_mlp', 'mnist1d_conv', 'mnist1d_res', 'resnet8', 'resnet14',
            'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
-           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'counts', 'small_dense',
-           'takes', 'register']
+           'PreBlock', 'Inverted', 'Family', 'prunable', 'chosen', 'init_std', 'initialise', 'Network', 'remembered',
+           'counts', 'described', 'not_prunable', 'small_dense', 'takes', 'register']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
-from dataclasses import astuple, dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import lru_cache, partial, wraps
+import itertools, warnings
 import torch
 from torch import nn
 import torch.nn.functional as F
 from .chance import drawn_from, seed_of
+from .source import source_of
 
 # %% ../nbs/lib/networks.ipynb #62d660f2
 def _whole(width): return max(1, round(width))
@@ -183,6 +185,8 @@ class Family:
     width: float|None=None  # The paper's; None: cannot be varied
     residual: bool=False    # Whether it has residual connections that can be left out
     own: bool=False         # Made by `register`
+    source: dict|None=field(default=None, compare=False, repr=False) # Of one's own that has come from elsewhere
+    number: int=field(default=0, compare=False, repr=False) # Of its registration in this process
 
 # %% ../nbs/lib/networks.ipynb #81abc5a0
 _mnist = 1, 28, 28
@@ -213,6 +217,25 @@ def prunable(module:nn.Module # Any network
     names = {parameter: name for name, parameter in module.named_parameters()}
     weights = [layer._parameters.get('weight') for layer in module.modules() if isinstance(layer, _layers)]
     return list(dict.fromkeys(names[weight] for weight in weights if weight is not None))
+
+# %% ../nbs/lib/networks.ipynb #c7960866
+def chosen(module:nn.Module,
+           choice # Names, or a function of (name, parameter) that says which
+          )->tuple: # Names, in the order of the module's parameters; one that has two names is there once
+    "The parameters that are chosen. `ValueError` for a name that does not exist, and for a choice of nothing."
+    parameters = dict(module.named_parameters())
+    if callable(choice): names = {name for name, parameter in parameters.items() if choice(name, parameter)}
+    else: names = _known_names(module, parameters, choice)
+    if not names: raise ValueError(f'prunable: {choice!r} chooses none of {", ".join(parameters)}')
+    return tuple(name for name in parameters if name in names)
+
+def _known_names(module, parameters, names):
+    if isinstance(names, str): raise ValueError(f"prunable: {names!r} should be a tuple of names, such as ({names!r},)")
+    first = {id(parameter): name for name, parameter in parameters.items()}
+    known = {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
+    if wrong := [name for name in names if name not in known]:
+        raise ValueError(f'prunable: {wrong[0]!r} is no parameter; there are {", ".join(parameters)}')
+    return {known[name] for name in names}
 
 # %% ../nbs/lib/networks.ipynb #a566551e
 def _kaiming(fan_in, fan_out): return (2 / fan_in) ** .5
@@ -291,6 +314,11 @@ def _check_width(name, family, width):
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
         raise ValueError(f'width: {width!r} should be a number of filters')
 
+def _in_one_form(network):
+    "The values of fields that say the same in several ways."
+    width = None if network.width == families[network.name].width else network.width
+    return dict(width=width, maskable=None if network.maskable is None else _choice(network))
+
 # %% ../nbs/lib/networks.ipynb #3dcdb74a
 @dataclass(frozen=True)
 class Network:
@@ -301,13 +329,21 @@ class Network:
     residual: bool=True          # False: without residual connections
     init: str='kaiming_normal'   # How weights are drawn, see `initialise`
     bn_init: str='ones'          # Batch norm's scale: 'ones' or 'uniform'
+    maskable: tuple|None=None    # What may be pruned, as `chosen` takes it; None: convolutions and linear layers
 
     def __post_init__(self):
         _check(self)
-        if self.width == families[self.name].width: object.__setattr__(self, 'width', None)
-    def __reduce__(self):
-        family = families[self.name]
-        return _arrived, (astuple(self), family if family.own else None)
+        for part, value in _in_one_form(self).items(): object.__setattr__(self, part, value)
+    def __reduce__(self): return _arrived, (astuple(self), _taken_along(self))
+    def made_of(self)->dict:
+        "The source of what builds a network of one's own, see `source_of`; nothing of the papers' networks."
+        return {f'network {self.name}': _source(self)} if self.own else {}
+    @property
+    def own(self)->bool: return families[self.name].own
+    @property
+    def built_by(self)->tuple:
+        "Another one whenever what builds it may be another function."
+        return families[self.name].number, str(self.made_of())
     @property
     def input(self)->tuple:
         "Shape of one input."
@@ -321,9 +357,8 @@ class Network:
         family = families[self.name]
         with drawn_from(seed_of('build', seed)):
             return family.build(self.width or family.width, self.classes, self.residual)
-    def create(self, seed:int # Any seed; the same weights on every machine with the same torch
-              )->nn.Module:   # On the CPU, float32
-        "The module with weights drawn from `seed`, and all else that it holds."
+    def create(self, seed:int)->nn.Module: # On the CPU, float32; the same weights on every machine with the same torch
+        "The module with weights drawn from `seed`, any seed, and all else that it holds."
         return initialise(self.build(seed), seed, self.init, self.bn_init)
 
 # %% ../nbs/lib/networks.ipynb #44352008
@@ -351,26 +386,61 @@ imagenet_resnet18 = Network('imagenet_resnet18', classes=1000)
 imagenet_resnet50 = Network('imagenet_resnet50', classes=1000)
 inception_v3 = Network('inception_v3', classes=1000)
 
+# %% ../nbs/lib/networks.ipynb #6a5d2037
+def remembered(f):
+    "`f` of a network, computed once for each function that builds it."
+    @lru_cache(maxsize=1024)
+    def once(built_by, *args, **kwargs): return f(*args, **kwargs)
+    @wraps(f)
+    def call(network, *args, **kwargs): return once(network.built_by, network, *args, **kwargs)
+    return call
+
 # %% ../nbs/lib/networks.ipynb #3f05d5fe
 def _shapes(network):
     try:
         with torch.device('meta'): return network.build()
     except (RuntimeError, NotImplementedError): return network.build()
 
-@lru_cache(maxsize=None)
+@remembered
 def counts(network:Network,
            exempt:tuple=() # Names of weights that are not pruned
           )->tuple:        # All parameters, prunable ones
     "Numbers of parameters. No weights are made where shapes are enough."
     module = _shapes(network)
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    return sum(sizes.values()), sum(sizes[name] for name in prunable(module) if name not in exempt)
+    return sum(sizes.values()), sum(sizes[name] for name in network.prunable if name not in exempt)
 
-@lru_cache(maxsize=None)
-def _prunable(network): return tuple(prunable(_shapes(network)))
+@remembered
+def _prunable(network): return network.maskable or tuple(prunable(_shapes(network)))
+
+# %% ../nbs/lib/networks.ipynb #7f51bfad
+@remembered
+def _chosen(network, choice): return chosen(_shapes(network), choice)
+
+def _choice(network):
+    "The names that a network's `maskable` chooses; None where they are the usual ones."
+    usual = replace(network, maskable=None)
+    ready = callable(network.maskable) or isinstance(network.maskable, str)
+    names = _chosen(usual, network.maskable if ready else tuple(network.maskable))
+    return None if set(names) == set(usual.prunable) else names
+
+def described(network:Network)->dict:
+    "A network as a state holds it, for `Network(**...)`. A choice that was not made is not there."
+    fields = asdict(network)
+    if network.maskable is None: del fields['maskable']
+    else: fields['maskable'] = list(network.maskable)
+    return fields
+
+# %% ../nbs/lib/networks.ipynb #ee2a097b
+def not_prunable(network:Network)->dict: # {name: share of all parameters}
+    "Weights of more than one dimension that no mask touches."
+    parameters = dict(_shapes(network).named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return {name: parameter.numel() / total for name, parameter in parameters.items()
+            if parameter.dim() > 1 and name not in network.prunable}
 
 # %% ../nbs/lib/networks.ipynb #0e908bf2
-@lru_cache(maxsize=None)
+@remembered
 def small_dense(network:Network,
                 sparsity:float, # Share of the prunable weights that are pruned, between 0 and 1
                 exempt:tuple=() # Names of weights that are not pruned
@@ -397,33 +467,50 @@ def small_dense(network:Network,
 # %% ../nbs/lib/networks.ipynb #2cb6f696
 def _scores(network, shape):
     try:
-        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(1, *shape))
+        with torch.no_grad(), drawn_from(0): return network.build().eval()(torch.zeros(2, *shape))
     except Exception as e:
         if tuple(shape) == network.input:
             raise ValueError(f'{network.name} cannot be run on inputs of its own shape {network.input}: {e}') from e
         raise ValueError(f'{network.name} takes inputs of shape {network.input}, this data has {tuple(shape)}') from e
 
-@lru_cache(maxsize=64)
+@remembered
 def takes(network:Network,
           shape:tuple, # Of one input
           classes:int  # In the data
          )->None:
     "`ValueError` if a network does not fit inputs of a shape, or has too few outputs."
     try:
-        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(1, *shape))
-    except (RuntimeError, NotImplementedError): out = _scores(network, shape)
+        with torch.device('meta'): out = _shapes(network).eval()(torch.empty(2, *shape))
+    except (RuntimeError, NotImplementedError, ValueError): out = _scores(network, shape)
     if out.shape[-1] < classes:
         raise ValueError(f'{network.name} has {out.shape[-1]} outputs, this data has {classes} classes: '
                          f'use Network({network.name!r}, classes={classes})')
 
 # %% ../nbs/lib/networks.ipynb #168054fe
-def _learn(name, family):
-    families[name] = family
-    for cached in (takes, _prunable, counts, small_dense): cached.cache_clear()
+_numbers = itertools.count(1)
+
+def _learn(name, family): families[name] = replace(family, number=next(_numbers))
+
+def _source(network):
+    family = families[network.name]
+    return source_of(family.build, 'build') if family.source is None else family.source
+
+def _taken_along(network): # the family of a network of one's own
+    return replace(families[network.name], source=_source(network)) if network.own else None
 
 def _arrived(fields, family):
     if family is not None: _learn(fields[0], family)
     return Network(*fields)
+
+# %% ../nbs/lib/networks.ipynb #9c664d56
+def _say_left_out(network):
+    try: shares = not_prunable(network)
+    except Exception: return
+    if not shares: return
+    listed = ', '.join(f'{name} ({100*share:.1f} %)' for name, share in shares.items())
+    warnings.warn(f'{network.name}: {100*sum(shares.values()):.1f} % of its weights are not pruned, and no density '
+                  f'counts them: {listed}. To choose what is pruned, give names, or a function of (name, parameter): '
+                  'register(..., prunable=...)', stacklevel=3)
 
 # %% ../nbs/lib/networks.ipynb #675ccfc8
 def register(name:str,          # Its name, none of the papers' networks
@@ -431,13 +518,17 @@ def register(name:str,          # Its name, none of the papers' networks
              input:tuple,       # Shape of one input
              width:float=None,  # What `build` gets where none is asked for; None: cannot be varied
              residual:bool=False, # Whether `build` can leave out residual connections
-             classes:int=10
+             classes:int=10,
+             prunable=None      # What may be pruned, as `chosen` takes it; None: convolutions and linear layers
             )->Network:
-    "Make a network of your own known; registering again replaces it. `ValueError` for a name that is taken."
+    """Make a network of your own known; registering again replaces it. Says which matrices no pruning reaches.
+    `ValueError` for a name that is taken."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f'name: {name!r} should be a word, such as my_net')
     if name in families and not families[name].own:
         raise ValueError(f'name: {name!r} is a network of the papers; choose another')
     if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
     _learn(name, Family(build, tuple(input), width, residual, own=True))
-    return Network(name, classes)
+    network = Network(name, classes, maskable=prunable)
+    if prunable is None: _say_left_out(network)
+    return network

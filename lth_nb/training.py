@@ -10,27 +10,29 @@ __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_
 
 # %% ../nbs/lib/training.ipynb #526e823a
 import math, threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Dataset, examples_in
-from .engine import Probe, Replica, device_of, module_of, network_of, reestimate  # noqa: F401
+from .engine import Probe, Replica, admit, device_of, module_of, network_of, reestimate  # noqa: F401
 from .experiment import Node, Step, key_of, step, value_of
-from .networks import Network
+from .networks import Network, described
 from .recipes import TABLE_1, Recipe, learning_rates, steps  # noqa: F401
 from .running import device
 
 # %% ../nbs/lib/training.ipynb #6a52084f
 @step(store=False)
 def init(network:Network, seed:int)->dict: # A state at step 0
-    "A freshly initialised network."
+    "A freshly initialised network. `ValueError`, and why, for one of your own that cannot be trained exactly."
     if not isinstance(network, Network):
         raise TypeError(f'{network!r} is no network: use one of lth_nb.networks, such as networks.resnet20')
+    admit(network)
     net = network.create(seed)
     weights = {name: p.detach() for name, p in net.named_parameters()}
-    return dict(network=asdict(network), step=0, weights=weights, buffers=dict(net.named_buffers()), slots={}, count=0)
+    buffers = dict(net.named_buffers())
+    return dict(network=described(network), step=0, weights=weights, buffers=buffers, slots={}, count=0)
 
 # %% ../nbs/lib/training.ipynb #86980701
 def item_of(step:int)->str:
@@ -200,7 +202,8 @@ _probes = {}
 
 def probe_of(network:Network, data:Dataset)->Probe:
     "A `Probe` on the device of this call, kept for the next: the last few, and each thread has its own."
-    key = network, data, device(), threading.get_ident()
+    key = network, network.built_by, data, device(), threading.get_ident()
+    for other in [kept for kept in _probes if kept[0] == network and kept[1] != network.built_by]: _probes.pop(other)
     if key not in _probes:
         while len(_probes) >= 4: _probes.pop(next(iter(_probes)))
         _probes[key] = Probe(network, data.load(device()))
@@ -233,6 +236,10 @@ def evaluate(state, data:Dataset, splits=('train', 'test'),
 def check_same_network(a:dict, b:dict):
     if a['network'] != b['network']:
         raise ValueError(f'no line between different networks: {a["network"]} and {b["network"]}')
+    for name, t in a['buffers'].items():
+        counts = t.is_floating_point() or name.endswith('num_batches_tracked')
+        if not counts and not torch.equal(t, b['buffers'][name]):
+            raise ValueError(f'no line between networks whose {name} differ: there is nothing between whole numbers')
 
 # %% ../nbs/lib/training.ipynb #6db0e32d
 def interpolate(a:dict, b:dict, # States of one network

@@ -83,7 +83,8 @@ def plain_loop(network, batches, recipe, n, mask=None):
         x, y = batches[step]
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
-        for name,m in mask.items(): parameters[name].grad.mul_(m)
+        for name,m in mask.items():
+            if parameters[name].grad is not None: parameters[name].grad.mul_(m)
         optimizer.step()
     return net, {name: optimizer.state[p] for name,p in parameters.items()}
 

@@ -24,7 +24,7 @@ def numbers(i, n=1000): return dict(w=torch.full((n,), float(i)), about=list(ran
 def reciprocal(x): return 1/x
 
 @step
-def add(a, b): return a + b
+def plus(a, b): return a + b
 
 def run(x, store, **kw): return compute(x, store=store, workers=1, quiet=True, **kw)
 
@@ -97,7 +97,7 @@ def test_result_of_another_version(tmp_path, record, said):
     with pytest.raises(StoreError, match=said) as e: run(reciprocal(2), store)
     assert str(file) in str(e.value)
     assert json.loads(file.read_text()) == record
-    with pytest.raises(ComputeError, match=said): run(add(reciprocal(2), 1), store)
+    with pytest.raises(ComputeError, match=said): run(plus(reciprocal(2), 1), store)
 
 
 @contextmanager
@@ -354,20 +354,20 @@ def test_failing_step_in_a_grid(tmp_path):
     again tries it again."""
     store = Store(tmp_path)
     grid = {i: reciprocal(i) for i in (1, 0, 2, 4)}
-    behind = add(add(add(reciprocal(0), 1), 1), 1)
+    behind = plus(plus(plus(reciprocal(0), 1), 1), 1)
     said = (r'(?s)reciprocal\(x\) .*ZeroDivisionError: division by zero.*1 of 8 calls failed, 3 more waited'
             '.*all others are stored')
-    with pytest.raises(ComputeError, match=said) as e: run([grid, behind, add(reciprocal(4), 1)], store)
+    with pytest.raises(ComputeError, match=said) as e: run([grid, behind, plus(reciprocal(4), 1)], store)
     assert isinstance(e.value.__cause__, ZeroDivisionError)
     assert compute(grid, store=store, stored=True) == {1: 1., 0: None, 2: .5, 4: .25}
     assert len(store.paths()) == 4
-    assert store.has(add(reciprocal(4), 1).path)
+    assert store.has(plus(reciprocal(4), 1).path)
     assert whole(tmp_path)
 
 def test_a_long_chain_behind_a_failure(store):
     "With nothing else to do, the failure is what is reported."
     with pytest.raises(ComputeError, match='ZeroDivisionError.*1 of 5 calls failed, 4 more waited'):
-        run(add(add(add(add(reciprocal(0), 1), 1), 1), 1), store)
+        run(plus(plus(plus(plus(reciprocal(0), 1), 1), 1), 1), store)
 
 @step(many=True)
 def careless(x, items, shelf): shelf.save('a', x)

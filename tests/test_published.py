@@ -20,7 +20,7 @@ class Numbers:
     scale: float = 1.
 
 @step
-def square(x): return x*x
+def squared(x): return x*x
 
 @step(version=2)
 def total(numbers, of=(), start=-1.5): return start + sum(of)
@@ -41,11 +41,11 @@ def weights(seed): return torch.zeros(seed)
 @step
 def diverged(x): return {'loss': math.inf}
 
-ITEM = {'watch': [0, 5], 'observe': square, 'args': {'other': square(4), 'ps': [.1, 1e-05], 'mask': None}}
-TOTAL = total(Numbers('c0ffee'*10 + 'beef', n=4), of=[square(3), square(4)])
-NODES = [square(3), square(4), square(-2.5), layers(12), TOTAL,
+ITEM = {'watch': [0, 5], 'observe': squared, 'args': {'other': squared(4), 'ps': [.1, 1e-05], 'mask': None}}
+TOTAL = total(Numbers('c0ffee'*10 + 'beef', n=4), of=[squared(3), squared(4)])
+NODES = [squared(3), squared(4), squared(-2.5), layers(12), TOTAL,
          told({'0.weight': np.float64(.5), 5: [True], 'ps': -0.25}),
-         states(square(3))['at-10'], states(square(3))['end'], states(square(4))[ITEM]]
+         states(squared(3))['at-10'], states(squared(3))['end'], states(squared(4))[ITEM]]
 
 
 @pytest.fixture
@@ -91,20 +91,20 @@ def test_the_order_inside_a_value_is_kept(published):
     assert list(published.read(layers(12).path)) == [f'{i}.weight' for i in reversed(range(12))]
 
 def test_paths_under_a_folder(published):
-    call = states(square(3)).call
-    assert published.paths('square') == sorted(n.path for n in NODES if n.step.name == 'square')
+    call = states(squared(3)).call
+    assert published.paths('squared') == sorted(n.path for n in NODES if n.step.name == 'squared')
     assert published.paths(f'states/{call}') == [f'states/{call}/at-10', f'states/{call}/end']
     assert published.paths('squ') == published.paths('nothing') == []
 
 def test_what_is_not_there(published):
-    assert not published.has('square/nothing')
+    assert not published.has('squared/nothing')
     assert not published.has('nothing/at/all')
-    with pytest.raises(StoreError, match=r'no result square/nothing in .*square\.jsonl'):
-        published.read('square/nothing')
+    with pytest.raises(StoreError, match=r'no result squared/nothing in .*squared\.jsonl'):
+        published.read('squared/nothing')
 
 def test_a_folder_that_is_not_there(tmp_path):
     assert Published(tmp_path/'nowhere').paths() == []
-    assert not Published(tmp_path/'nowhere').has('square/x')
+    assert not Published(tmp_path/'nowhere').has('squared/x')
 
 def test_it_crosses_to_another_process(published):
     again = pickle.loads(pickle.dumps(published))
@@ -115,18 +115,18 @@ def test_nothing_is_listed_or_read_twice(folder, monkeypatch):
     "A thousand questions are one listing, and one reading of each file; a copy in the same process reads nothing."
     p = Published(folder)
     asked = noted(monkeypatch, p.files.fs, ('find', 'cat_file'))
-    for _ in range(1000): p.has('square/nothing')
+    for _ in range(1000): p.has('squared/nothing')
     assert asked.count('find') == 1
     assert asked.count('cat_file') <= 1
     p.paths()
     before = asked.count('cat_file')
     again = pickle.loads(pickle.dumps(p))
-    assert again.read(square(3).path) == 9
+    assert again.read(squared(3).path) == 9
     assert asked.count('cat_file') == before
 
 def test_what_others_add_is_seen_after_a_refresh(folder, computed):
     p = Published(folder)
-    new = square(5)
+    new = squared(5)
     assert not p.has(new.path)
     compute(new, store=computed, workers=1, quiet=True)
     add_results(Published(folder), records([new], computed))
@@ -136,8 +136,8 @@ def test_what_others_add_is_seen_after_a_refresh(folder, computed):
 def test_compute_asks_it(folder, tmp_path):
     "Beneath a store of one's own, published inputs are not computed again."
     both = Stores(Store(tmp_path/'own'), Published(folder))
-    assert compute(total(Numbers('c0'*32), of=[square(3), square(4)]), store=both, workers=1, quiet=True) == 23.5
-    assert both.own.paths('square') == []
+    assert compute(total(Numbers('c0'*32), of=[squared(3), squared(4)]), store=both, workers=1, quiet=True) == 23.5
+    assert both.own.paths('squared') == []
 
 @pytest.mark.parametrize('form', ('lines', 'files', 'empty'))
 def test_default_store_takes_either_form(form, folder, computed, tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_default_store_takes_either_form(form, folder, computed, tmp_path, monke
 
 # ------------------------------------------------------------------ damage
 
-def damage(folder, change, step='square'):
+def damage(folder, change, step='squared'):
     "Change one file."
     file = folder/f'{step}.jsonl'
     file.write_bytes(change(file.read_bytes()))
@@ -164,7 +164,7 @@ def damage(folder, change, step='square'):
     (lambda b: b + b'\n', 4, 'this is no result'),
     (lambda b: b'<<<<<<< HEAD\n' + b, 1, 'this is no result'),
     (lambda b: b + b.split(b'\n')[1] + b'\n', 4, 'is in line 2 already'),
-    (lambda b: b.replace(b'"path":"square/', b'"path":"cube/', 1), 1, 'does not belong here'),
+    (lambda b: b.replace(b'"path":"squared/', b'"path":"cube/', 1), 1, 'does not belong here'),
     (lambda b: b.replace(b'"expression":[', b'"expression":]'), 0, 'this cannot be read'),
     (lambda b: b.replace(b'"format":1', b'"format":2'), 0, 'has format 2, and this lth_nb reads format 1')])
 def test_damage_is_named(folder, change, line, said):
@@ -198,13 +198,13 @@ def test_the_order_of_adding_makes_no_difference(folder, computed, tmp_path):
 
 def test_a_new_result_is_a_new_line(folder, computed):
     before = contents(folder)
-    compute(square(5), store=computed, workers=1, quiet=True)
-    assert add_results(Published(folder), records([square(5)], computed)) == 1
+    compute(squared(5), store=computed, workers=1, quiet=True)
+    assert add_results(Published(folder), records([squared(5)], computed)) == 1
     after = contents(folder)
-    lines = after['square.jsonl'].splitlines()
-    assert len(set(lines) - set(before['square.jsonl'].splitlines())) == 1
+    lines = after['squared.jsonl'].splitlines()
+    assert len(set(lines) - set(before['squared.jsonl'].splitlines())) == 1
     assert lines == sorted(lines)
-    assert {name for name in before if after[name] != before[name]} == {'square.jsonl'}
+    assert {name for name in before if after[name] != before[name]} == {'squared.jsonl'}
 
 def test_what_is_published_stays_as_it_is(folder, computed):
     before = contents(folder)
@@ -216,28 +216,28 @@ def test_what_is_published_stays_as_it_is(folder, computed):
 def test_what_is_not_for_publishing(folder, computed, node, said):
     "Refused before anything is written, what could be published with it too."
     before = contents(folder)
-    compute([node, square(6)], store=computed, workers=1, quiet=True)
-    both = records([square(6), node], computed)
+    compute([node, squared(6)], store=computed, workers=1, quiet=True)
+    both = records([squared(6), node], computed)
     with pytest.raises(StoreError, match=f'{node.path}.*{said}'): add_results(Published(folder), both)
     assert contents(folder) == before
 
 def test_another_address_is_refused(folder, computed):
-    with pytest.raises(StoreError, match=f'square/elsewhere: .* belongs to {square(3).path}'):
-        add_results(Published(folder), {'square/elsewhere': record_of(square(3), computed)})
+    with pytest.raises(StoreError, match=f'squared/elsewhere: .* belongs to {squared(3).path}'):
+        add_results(Published(folder), {'squared/elsewhere': record_of(squared(3), computed)})
 
 def test_a_folder_in_the_older_form_is_left_alone(computed):
     with pytest.raises(StoreError, match='results in the older form.*another folder'):
-        add_results(Published(computed.url), records([square(3)], computed))
+        add_results(Published(computed.url), records([squared(3)], computed))
     assert not list(Path(computed.url).glob('*.jsonl'))
 
 def test_a_disk_that_is_full(folder, computed, monkeypatch):
     "An error that says so; what was there is whole."
     before = contents(folder)
-    compute(square(7), store=computed, workers=1, quiet=True)
+    compute(squared(7), store=computed, workers=1, quiet=True)
     def full(fd): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(StoreError, match='could not write .*square.jsonl: No space left on device'):
-        add_results(Published(folder), records([square(7)], computed))
+    with pytest.raises(StoreError, match='could not write .*squared.jsonl: No space left on device'):
+        add_results(Published(folder), records([squared(7)], computed))
     assert contents(folder) == before
 
 KILLED = """
@@ -266,7 +266,7 @@ def test_killed_in_the_middle(tmp_path, folder, computed, at):
     assert p.returncode == -signal.SIGKILL
     whole = contents(folder)
     there = Published(tmp_path/'old')
-    written = [name for name in ('layers', 'square', 'states', 'total')][:at - 1]
+    written = [name for name in ('layers', 'squared', 'states', 'total')][:at - 1]
     for name in written: assert (tmp_path/'old'/f'{name}.jsonl').read_bytes() == whole[f'{name}.jsonl']
     assert there.paths() == sorted({NODES[0].path} | {n.path for n in NODES if n.step.name in written})
     assert all_flaws(there) == []
@@ -291,7 +291,7 @@ def test_another_expression_is_another_address(computed, old, new):
     assert flaws(TOTAL.path, record | dict(expression=changed))
 
 @pytest.mark.parametrize('change', [
-    dict(step='cube'), dict(version=1), dict(key='0'*20), dict(versions={'total': 1, 'square': 1}), dict(versions={}),
+    dict(step='cube'), dict(version=1), dict(key='0'*20), dict(versions={'total': 1, 'squared': 1}), dict(versions={}),
     dict(versions=3), dict(sha256=[]), dict(sha256=['c0ffee'*10 + 'f00d']), dict(expression=[]), dict(expression='v0'),
     dict(expression=[3]), dict(expression=['v0 = 1 +']), dict(expression=['v0 = total(numbers=open(1))']),
     dict(expression=['import os']), dict(value={'a': [1, math.nan]}), dict(made={'seconds': math.inf})])
@@ -302,20 +302,20 @@ def test_a_flaw_is_found(computed, change):
     assert len(flaws(path, record | change)) == 1
 
 @pytest.mark.parametrize('line', [
-    'square(3)', 'square(4, x=3)', 'square(x=3, **{})', 'square(x=b"3")', 'square(x=...)', 'square(x=3)[x][y]',
-    'square(x=3).value', "square(x=Numbers(sha256=''))", "square(x=Numbers(sha256='c0ffee'))", '3', 'square'])
+    'squared(3)', 'squared(4, x=3)', 'squared(x=3, **{})', 'squared(x=b"3")', 'squared(x=...)', 'squared(x=3)[x][y]',
+    'squared(x=3).value', "squared(x=Numbers(sha256=''))", "squared(x=Numbers(sha256='c0ffee'))", '3', 'squared'])
 def test_what_no_expression_prints(line):
     "What would be skipped or guessed is refused."
     with pytest.raises((ValueError, TypeError)):
-        read_expression([f'v0 = {line}'], {'square': 1}, ['c0ffee'*10 + 'beef'])
+        read_expression([f'v0 = {line}'], {'squared': 1}, ['c0ffee'*10 + 'beef'])
 
 def test_what_is_missing_is_a_flaw(computed):
     "As in a record of another store."
-    assert flaws(square(3).path, computed.record(square(3).path)) == [f"{square(3).path} has no 'versions'"]
+    assert flaws(squared(3).path, computed.record(squared(3).path)) == [f"{squared(3).path} has no 'versions'"]
 
 def test_nothing_is_evaluated(tmp_path):
     with pytest.raises(ValueError, match='no argument of a step'):
-        read_expression([f"v0 = square(x=open('{tmp_path}/made', 'w').close())"], {'square': 1}, [])
+        read_expression([f"v0 = squared(x=open('{tmp_path}/made', 'w').close())"], {'squared': 1}, [])
     assert not (tmp_path/'made').exists()
 
 
@@ -345,11 +345,11 @@ def test_verify(folder, capsys):
     assert f'{len(NODES)} results in {folder}: each at its address, every number finite' in capsys.readouterr().out
 
 def test_verify_names_every_flaw(folder, capsys):
-    damage(folder, lambda b: b.replace(b'square(x=3)', b'square(x=30)').replace(b'square(x=4)', b'square(x=40)'))
+    damage(folder, lambda b: b.replace(b'squared(x=3)', b'squared(x=30)').replace(b'squared(x=4)', b'squared(x=40)'))
     assert cli.main(['results', 'verify', '--in', str(folder)]) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2
-    assert {line.split(':')[0] for line in out} == {square(3).path, square(4).path}
+    assert {line.split(':')[0] for line in out} == {squared(3).path, squared(4).path}
 
 def test_verify_of_nothing(tmp_path, capsys):
     assert cli.main(['results', 'verify', '--in', str(tmp_path)]) == 1

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['device_of', 'Weights', 'adam', 'compiled', 'lined_up', 'loss_of', 'module_of', 'network_of', 'sgd', 'WINDOW',
-           'Course', 'Model', 'Hooks', 'Trace', 'STREAMS', 'Lane', 'Replica', 'Probe', 'reestimate']
+           'Course', 'Model', 'Hooks', 'Trace', 'STREAMS', 'Lane', 'admit', 'draws_in_training', 'Replica', 'Probe',
+           'reestimate']
 
 # %% ../../nbs/lib/engine/index.ipynb #292ea44d
 from ..running import device_of
@@ -12,7 +13,8 @@ from .weights import Weights, adam, compiled, lined_up, loss_of, module_of, netw
 from .step import WINDOW, Course, Model
 from .trace import Hooks, Trace
 from .lane import STREAMS, Lane
+from .admission import admit, draws_in_training
 from .replica import Replica
 from .probe import Probe, reestimate
 _all_ = [device_of, Weights, adam, compiled, lined_up, loss_of, module_of, network_of, sgd, WINDOW, Course, Model,
-         Hooks, Trace, STREAMS, Lane, Replica, Probe, reestimate]
+         Hooks, Trace, STREAMS, Lane, admit, draws_in_training, Replica, Probe, reestimate]

@@ -12,6 +12,7 @@ from typing import Any, Callable
 import torch
 from torch.backends.cpu import get_cpu_capability
 from .node import expression, map_nodes
+from .origin import changed_since, check_source, read, sources_of
 from .store import Store, StoreError, Stores
 from ..running import device, running_on
 
@@ -41,7 +42,7 @@ def value_of(x:Any, # Dicts and lists with nodes in them
     store)->Any:
     "A structure with every node in it replaced by its value."
     def value(node):
-        if node.step.store: return store.read(node.path)
+        if node.step.store: return read(node, store)
         return node.step.fn(**value_of(node.args, store))
     return map_nodes(value, x)
 
@@ -50,28 +51,32 @@ def _own(store): return store.own if isinstance(store, Stores) else store
 
 class Checkpoint:
     "What a call needs to go on after it was stopped or killed."
-    def __init__(self, node, store, every:float=60. # Seconds from one to the next
+    def __init__(self, node, store, every:float=60., # Seconds from one to the next
+        source:dict=None # As `sources_of` gives it; None: of the node
         ):
         self.path = f'.checkpoints/{node.call}'
+        self.source = sources_of([node]) if source is None else source
         self.store = _own(store)
         self.every = every
         self.saved = time.monotonic()
     def due(self)->bool: return time.monotonic() - self.saved > self.every
     def write(self, state, done:int=0 # Steps of training up to here
         ):
-        self.store.write(self.path, state, done=done)
+        self.store.write(self.path, state, done=done, source=self.source)
         self.saved = time.monotonic()
     def done(self)->int:
         "The steps of training that a stored one saves."
         try: return self.store.record(self.path).get('done', 0)
         except StoreError: return 0
     def read(self)->Any:
-        "The last state kept, or None."
+        "The last state kept, or None: a damaged one is dropped, and one that other source has made."
         if not self.store.has(self.path): return None
-        try: return self.store.read(self.path)
-        except StoreError:
-            self.remove()
-            return None
+        try:
+            record = self.store.record(self.path)
+            if not changed_since(record, self.source): return self.store.read(self.path, record)
+        except StoreError: pass
+        self.remove()
+        return None
     def remove(self): self.store.remove(self.path)
 
 def checkpointed(store)->set:
@@ -86,8 +91,10 @@ class Stopped(Exception):
 def about(node, seconds:float # Since its call began
     )->dict:
     "What is stored beside a value: what it is, how it came about, and where."
-    return dict(step=node.step.name, version=node.step.version, key=node.key, labels=node.labels,
-                expression=expression(node), made=provenance(seconds))
+    found = dict(step=node.step.name, version=node.step.version, key=node.key, labels=node.labels,
+                 expression=expression(node), made=provenance(seconds))
+    source = sources_of([node])
+    return found | dict(source=source) if source else found
 
 # %% ../../nbs/lib/experiment/call.ipynb #7f04a7fb
 class Shelf:
@@ -96,14 +103,16 @@ class Shelf:
         store,
         deadline:float=None, # Unix time; None: as long as it takes
         every:float=60., # Seconds between checkpoints
-        clock:Callable=time.time # () -> Unix time
+        clock:Callable=time.time, # () -> Unix time
+        source:dict=None # As `sources_of` gives it, of all items that are wanted; None: of the call
         ):
         self.node = node
+        self.source = sources_of([node]) if source is None else source
         self.store = store
         self.deadline = deadline
         self.clock = clock
         self.started = time.monotonic()
-        self.checkpoint = Checkpoint(node, store, every)
+        self.checkpoint = Checkpoint(node, store, every, self.source)
     def save(self, item:Any, # None: the value of a step of one
         value:Any):
         "Keep the value of one item."
@@ -112,8 +121,10 @@ class Shelf:
     def has(self, item:Any)->bool: return self.store.has(self.node[item].path)
     def load(self, item:Any)->Any: return self.store.read(self.node[item].path)
     def items(self)->list[str]:
-        "Names of the items of this call that are stored."
-        return [path.rsplit('/', 1)[1] for path in self.store.paths(self.node.path)]
+        "Names of the items of this call that are stored, and made by the source that there is now."
+        paths = [path for path in self.store.paths(self.node.path) if not self._other(path)]
+        return [path.rsplit('/', 1)[1] for path in paths]
+    def _other(self, path): return bool(self.source) and changed_since(self.store.record(path), self.source)
     def resume(self)->Any:
         "The last checkpoint of this call, or None."
         return self.checkpoint.read()
@@ -130,7 +141,7 @@ class Shelf:
 # %% ../../nbs/lib/experiment/call.ipynb #1dfb585a
 def _called(nodes, store, deadline, clock): # a generator
     node = nodes[0]
-    shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock)
+    shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock, source=sources_of(nodes))
     args = value_of(node.args, store)
     if node.step.many: args.update(items=[node.item for node in nodes], shelf=shelf)
     value = node.step.fn(**args)
@@ -163,8 +174,11 @@ def advance(call, # A generator that yields work
 def run_call(nodes:list, # As `turns` has them
     store,
     device:str=None, # None: as settings say
-    deadline:float=None)->str: # 'done' or 'stopped'
-    "Run one call of a step, here and now, on one thread."
+    deadline:float=None,
+    source:dict=None # `sources_of` the nodes for whoever has handed them out; None: as it is here
+    )->str: # 'done' or 'stopped'
+    "Run one call of a step, here and now, on one thread. Raises `OldWorker` where its source is another here."
+    if source is not None: check_source(source, nodes)
     call = turns(nodes, store, deadline)
     work = None
     with running_on(device):

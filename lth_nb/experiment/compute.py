@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from .call import value_of
 from .node import Node, map_nodes, nodes_in
+from .origin import look, sources_of
 from .pace import Box, left_over, loads_of
 from .progress import Progress
 from .store import default_store
@@ -42,7 +43,9 @@ class _Plan:
         if node.key not in self.seen: self.seen[node.key] = self._need(node)
         return self.seen[node.key]
     def _need(self, node):
-        if node.step.store and self.store.has(node.path): return set()
+        if node.step.store and self.store.has(node.path):
+            look(node, self.store)
+            return set()
         inputs = set().union(*(self.need(needed) for needed in node.inputs))
         if not node.step.store: return inputs
         task = self.tasks.setdefault(node.call, Task())
@@ -257,6 +260,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     store = store or default_store()
     store.refresh()
     chosen = settings(device=device, workers=workers)
+    sources_of(nodes_in(x)) # one name, one function
     if not stored:
         tasks = missing(dict.fromkeys(nodes_in(x)), store)
         on = device_of('auto') if chosen.device == 'auto' else chosen.device

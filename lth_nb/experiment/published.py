@@ -110,7 +110,7 @@ class Published:
         step = path.split('/')[0]
         if not self.has(path): raise StoreError(f'no result {path} in {self.files.full(step)}.jsonl')
         return parsed(self.lines(step)[path], self.by_step()[step][0])
-    def read(self, path:str)->Any: return self.record(path)['value']
+    def read(self, path:str, record:dict=None)->Any: return (record or self.record(path))['value']
 
 # %% ../../nbs/lib/experiment/published.ipynb #99d47766
 def published_at(root:str # Folder or URL

@@ -173,9 +173,10 @@ class Store:
     def record(self, path:str)->dict:
         "A result's JSON record, its tensors not read."
         return _read_record(self.files, path)
-    def read(self, path:str)->Any:
+    def read(self, path:str, record:dict=None # What `record` has given; None: it is read now
+        )->Any:
         "The value at `path`. Raises `StoreError`, naming the file, if it is missing, damaged, or of another format."
-        record = self.record(path)
+        record = record or self.record(path)
         tensors = _read_tensors(self.files, path, record['tensors']) if 'tensors' in record else {}
         return unpack(record['value'], tensors)
     def write(self, path:str, value:Any, **about):
@@ -204,7 +205,7 @@ class Stores:
         return sorted({path for store in self.layers for path in store.paths(under)})
     def refresh(self):
         for store in self.layers: store.refresh()
-    def read(self, path:str)->Any: return (self.layer(path) or self.own).read(path)
+    def read(self, path:str, record:dict=None)->Any: return (self.layer(path) or self.own).read(path, record)
     def record(self, path:str)->dict: return (self.layer(path) or self.own).record(path)
     def write(self, path:str, value:Any, **about): self.own.write(path, value, **about)
     def remove(self, path:str): self.own.remove(path)

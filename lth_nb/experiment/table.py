@@ -7,6 +7,7 @@ __all__ = ['flat', 'row_of', 'table']
 
 # %% ../../nbs/lib/experiment/table.ipynb #a2330140
 from .store import default_store
+from ..source import digest
 
 # %% ../../nbs/lib/experiment/table.ipynb #bf21adc4
 def flat(x, prefix:str=''):
@@ -21,6 +22,7 @@ def row_of(path:str, record:dict # As a store has it
     "A result as a row. Weights and masks are listed without their tensors."
     row = {**record.get('labels', {}), **dict(flat(record.get('made', {})))}
     row.update(path=path, step=record['step'], key=record['key'], expression='\n'.join(record.get('expression', [])))
+    if 'source' in record: row['source'] = digest(str(record['source']))
     if 'tensors' in record: return row
     for name, value in flat(record['value'], 'value'): row[name] = value
     return row

@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from typing import Callable
 import cloudpickle, torch
 from .call import advance, run_call, turns
+from .origin import sources_of
 from .pace import Trained
 from ..running import count_in, running_on
 
@@ -56,7 +57,7 @@ class Workers:
         return 2*self.count
     def start(self, nodes:list, store, deadline:float=None)->Future:
         "Hand out one call."
-        call = ByValue(partial(run_call, nodes, store, self.device, deadline))
+        call = ByValue(partial(run_call, nodes, store, self.device, deadline, sources_of(nodes)))
         with without_main(): return self.executor.submit(call)
     def ended(self, futures, # Of calls that are under way
         show:Callable # To be called now and then

@@ -58,8 +58,8 @@ def map_loss(probe:Probe, origin:Tensor, axes:Tensor, # As `Probe.vector` has th
 # %% ../../nbs/lib/measures/landscape.ipynb #f9b57e52
 def _vectors(probe, path): # [states, n], with the statistics of the end
     vectors = torch.stack([probe.vector(state) for state in path])
-    weights = sum(p.numel() for p in probe.net.parameters())
-    vectors[:, weights:] = vectors[-1, weights:]
+    end = max(probe.places[name][1] for name, _ in probe.net.named_parameters())   # where the weights end
+    vectors[:, end:] = vectors[-1, end:]
     return vectors
 
 def _five_digits(table): return [[float(f'{value:.5g}') for value in row] for row in table.tolist()]
