@@ -111,10 +111,12 @@ def _length(nodes): return nodes[0].args['recipe'].end(nodes[0].args['data'])
 @step(many=True, size=_length)
 def admm(start, data, recipe:Recipe, # The training within which W is pulled
     order:int, sparsity:float, # Fraction pruned, of the layers not exempt
-    rhos=(1e-4, 1e-3, 1e-2, 1e-1), every='3ep', scope='layer', exempt=(), *, items, shelf):
+    rhos=(1e-4, 1e-3, 1e-2, 1e-1), every='3ep', scope='layer', exempt=(),
+    prunable=None, # As `prune` takes it
+    *, items, shelf):
     "ADMM pruning of a trained state (Zhang et al. 2018). Items: 'mask', 'trace', 'state'."
     def mask_of(weights, exempt=()): return magnitude_mask(weights, sparsity, None, scope, tuple(exempt))
-    layers = prunable_weights(start)
+    layers = prunable_weights(start, prunable)
     _check_rhos(rhos)
     mask_of(layers, exempt)
     edges = stage_edges(recipe.end(data), len(rhos))
@@ -131,7 +133,7 @@ def admm(start, data, recipe:Recipe, # The training within which W is pulled
         run.update(rho)
         shelf.pause(run.checkpoint, lambda: run.replica.step)
     state = run.replica.state()
-    found = dict(mask=mask_of(prunable_weights(state), exempt), trace=run.trace, state={**state, 'slots': {}})
+    found = dict(mask=mask_of(prunable_weights(state, prunable), exempt), trace=run.trace, state={**state, 'slots': {}})
     for item, value in found.items():
         if item in items: shelf.save(item, value)
     shelf.done()

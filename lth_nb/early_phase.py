@@ -117,7 +117,9 @@ def permute(weights:dict, mask:dict, scope:str, # 'global', 'layer' or 'filter'
 # %% ../nbs/01_early_phase.ipynb #323a9d51
 def noisy(weights:dict, mask:dict, stds:dict, # {name: standard deviation at initialisation}
     n:float, seed:int)->dict:
-    "Surviving weights plus n sigma of noise (Early Fig. 7)."
+    "Surviving weights plus n sigma of noise (Early Fig. 7). Raises `ValueError` for one that has no known sigma."
+    if odd := sorted(weights.keys() - stds.keys()):
+        raise ValueError(f'{odd[0]} is not drawn with a known standard deviation: leave it out of what is prunable')
     g = torch.Generator().manual_seed(seed)
     return {name: torch.where(mask[name], w + n*stds[name]*torch.randn(w.shape, generator=g), w)
             for name, w in weights.items()}
@@ -173,7 +175,7 @@ def pretext(study, task:str)->tuple: # Data, network, recipe
 
 # %% ../nbs/01_early_phase.ipynb #8f2d4e39
 def head_of(network): # names of the output layer's parameters
-    last = network.prunable[-1]
+    last = replace(network, maskable=None).prunable[-1]
     return last, last.removesuffix('weight') + 'bias'
 
 @step(store=False)

@@ -6,13 +6,14 @@
 __all__ = ['families', 'INITS', 'BN_INITS', 'lenet_300_100', 'mnist1d_mlp', 'mnist1d_conv', 'mnist1d_res', 'resnet8', 'resnet14',
            'resnet20', 'resnet32', 'resnet44', 'resnet56', 'resnet18', 'wrn_16_8', 'vgg11', 'vgg13', 'vgg16', 'vgg19',
            'mobilenet_v1', 'mobilenet_v2', 'imagenet_resnet18', 'imagenet_resnet50', 'inception_v3', 'Block', 'Mean',
-           'PreBlock', 'Inverted', 'Family', 'prunable', 'init_std', 'initialise', 'Network', 'remembered', 'counts',
-           'small_dense', 'takes', 'register']
+           'PreBlock', 'Inverted', 'Family', 'prunable', 'chosen', 'init_std', 'initialise', 'Network', 'remembered',
+           'counts', 'described', 'not_prunable', 'small_dense', 'takes', 'register']
 
 # %% ../nbs/lib/networks.ipynb #1f80afc2
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import lru_cache, partial, wraps
-import itertools, torch
+import itertools, warnings
+import torch
 from torch import nn
 import torch.nn.functional as F
 from .chance import drawn_from, seed_of
@@ -217,6 +218,25 @@ def prunable(module:nn.Module # Any network
     weights = [layer._parameters.get('weight') for layer in module.modules() if isinstance(layer, _layers)]
     return list(dict.fromkeys(names[weight] for weight in weights if weight is not None))
 
+# %% ../nbs/lib/networks.ipynb #c7960866
+def chosen(module:nn.Module,
+           choice # Names, or a function of (name, parameter) that says which
+          )->tuple: # Names, in the order of the module's parameters; one that has two names is there once
+    "The parameters that are chosen. `ValueError` for a name that does not exist, and for a choice of nothing."
+    parameters = dict(module.named_parameters())
+    if callable(choice): names = {name for name, parameter in parameters.items() if choice(name, parameter)}
+    else: names = _known_names(module, parameters, choice)
+    if not names: raise ValueError(f'prunable: {choice!r} chooses none of {", ".join(parameters)}')
+    return tuple(name for name in parameters if name in names)
+
+def _known_names(module, parameters, names):
+    if isinstance(names, str): raise ValueError(f"prunable: {names!r} should be a tuple of names, such as ({names!r},)")
+    first = {id(parameter): name for name, parameter in parameters.items()}
+    known = {name: first[id(parameter)] for name, parameter in module.named_parameters(remove_duplicate=False)}
+    if wrong := [name for name in names if name not in known]:
+        raise ValueError(f'prunable: {wrong[0]!r} is no parameter; there are {", ".join(parameters)}')
+    return {known[name] for name in names}
+
 # %% ../nbs/lib/networks.ipynb #a566551e
 def _kaiming(fan_in, fan_out): return (2 / fan_in) ** .5
 def _glorot(fan_in, fan_out): return (2 / (fan_in + fan_out)) ** .5
@@ -294,6 +314,11 @@ def _check_width(name, family, width):
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not .5 <= width < 1e5:
         raise ValueError(f'width: {width!r} should be a number of filters')
 
+def _in_one_form(network):
+    "The values of fields that say the same in several ways."
+    width = None if network.width == families[network.name].width else network.width
+    return dict(width=width, maskable=None if network.maskable is None else _choice(network))
+
 # %% ../nbs/lib/networks.ipynb #3dcdb74a
 @dataclass(frozen=True)
 class Network:
@@ -304,10 +329,11 @@ class Network:
     residual: bool=True          # False: without residual connections
     init: str='kaiming_normal'   # How weights are drawn, see `initialise`
     bn_init: str='ones'          # Batch norm's scale: 'ones' or 'uniform'
+    maskable: tuple|None=None    # What may be pruned, as `chosen` takes it; None: convolutions and linear layers
 
     def __post_init__(self):
         _check(self)
-        if self.width == families[self.name].width: object.__setattr__(self, 'width', None)
+        for part, value in _in_one_form(self).items(): object.__setattr__(self, part, value)
     def __reduce__(self): return _arrived, (astuple(self), _taken_along(self))
     def made_of(self)->dict:
         "The source of what builds a network of one's own, see `source_of`; nothing of the papers' networks."
@@ -331,9 +357,8 @@ class Network:
         family = families[self.name]
         with drawn_from(seed_of('build', seed)):
             return family.build(self.width or family.width, self.classes, self.residual)
-    def create(self, seed:int # Any seed; the same weights on every machine with the same torch
-              )->nn.Module:   # On the CPU, float32
-        "The module with weights drawn from `seed`, and all else that it holds."
+    def create(self, seed:int)->nn.Module: # On the CPU, float32; the same weights on every machine with the same torch
+        "The module with weights drawn from `seed`, any seed, and all else that it holds."
         return initialise(self.build(seed), seed, self.init, self.bn_init)
 
 # %% ../nbs/lib/networks.ipynb #44352008
@@ -383,10 +408,36 @@ def counts(network:Network,
     "Numbers of parameters. No weights are made where shapes are enough."
     module = _shapes(network)
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    return sum(sizes.values()), sum(sizes[name] for name in prunable(module) if name not in exempt)
+    return sum(sizes.values()), sum(sizes[name] for name in network.prunable if name not in exempt)
 
 @remembered
-def _prunable(network): return tuple(prunable(_shapes(network)))
+def _prunable(network): return network.maskable or tuple(prunable(_shapes(network)))
+
+# %% ../nbs/lib/networks.ipynb #7f51bfad
+@remembered
+def _chosen(network, choice): return chosen(_shapes(network), choice)
+
+def _choice(network):
+    "The names that a network's `maskable` chooses; None where they are the usual ones."
+    usual = replace(network, maskable=None)
+    ready = callable(network.maskable) or isinstance(network.maskable, str)
+    names = _chosen(usual, network.maskable if ready else tuple(network.maskable))
+    return None if set(names) == set(usual.prunable) else names
+
+def described(network:Network)->dict:
+    "A network as a state holds it, for `Network(**...)`. A choice that was not made is not there."
+    fields = asdict(network)
+    if network.maskable is None: del fields['maskable']
+    else: fields['maskable'] = list(network.maskable)
+    return fields
+
+# %% ../nbs/lib/networks.ipynb #ee2a097b
+def not_prunable(network:Network)->dict: # {name: share of all parameters}
+    "Weights of more than one dimension that no mask touches."
+    parameters = dict(_shapes(network).named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return {name: parameter.numel() / total for name, parameter in parameters.items()
+            if parameter.dim() > 1 and name not in network.prunable}
 
 # %% ../nbs/lib/networks.ipynb #0e908bf2
 @remembered
@@ -451,19 +502,33 @@ def _arrived(fields, family):
     if family is not None: _learn(fields[0], family)
     return Network(*fields)
 
+# %% ../nbs/lib/networks.ipynb #9c664d56
+def _say_left_out(network):
+    try: shares = not_prunable(network)
+    except Exception: return
+    if not shares: return
+    listed = ', '.join(f'{name} ({100*share:.1f} %)' for name, share in shares.items())
+    warnings.warn(f'{network.name}: {100*sum(shares.values()):.1f} % of its weights are not pruned, and no density '
+                  f'counts them: {listed}. To choose what is pruned, give names, or a function of (name, parameter): '
+                  'register(..., prunable=...)', stacklevel=3)
+
 # %% ../nbs/lib/networks.ipynb #675ccfc8
 def register(name:str,          # Its name, none of the papers' networks
              build:callable,    # (width, classes, residual) -> module
              input:tuple,       # Shape of one input
              width:float=None,  # What `build` gets where none is asked for; None: cannot be varied
              residual:bool=False, # Whether `build` can leave out residual connections
-             classes:int=10
+             classes:int=10,
+             prunable=None      # What may be pruned, as `chosen` takes it; None: convolutions and linear layers
             )->Network:
-    "Make a network of your own known; registering again replaces it. `ValueError` for a name that is taken."
+    """Make a network of your own known; registering again replaces it. Says which matrices no pruning reaches.
+    `ValueError` for a name that is taken."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f'name: {name!r} should be a word, such as my_net')
     if name in families and not families[name].own:
         raise ValueError(f'name: {name!r} is a network of the papers; choose another')
     if not callable(build): raise ValueError(f'build: {build!r} should be a function of (width, classes, residual)')
     _learn(name, Family(build, tuple(input), width, residual, own=True))
-    return Network(name, classes)
+    network = Network(name, classes, maskable=prunable)
+    if prunable is None: _say_left_out(network)
+    return network

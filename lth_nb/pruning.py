@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['check_rankable', 'lowest_n', 'check_fraction', 'lowest', 'dense_mask', 'kept', 'density', 'check_mask', 'mask_of',
-           'magnitude_mask', 'prunable_weights', 'random_mask', 'prune', 'shuffle_mask', 'densities', 'imp',
+           'magnitude_mask', 'prunable_weights', 'account', 'random_mask', 'prune', 'shuffle_mask', 'densities', 'imp',
            'remaining']
 
 # %% ../nbs/lib/pruning.ipynb #0498e74d
+from dataclasses import replace
 import torch
 from torch import Tensor
 from .experiment import Node, step
 from .faces import elsewhere
-from .networks import Network
+from .networks import Network, counts, not_prunable
 
 # %% ../nbs/lib/pruning.ipynb #6ff4fdb3
 def check_rankable(scores:Tensor):
@@ -55,7 +56,7 @@ def kept(mask:dict)->int:
     return sum(int(alive.sum()) for alive in mask.values())
 
 def density(mask:dict)->float:
-    "Fraction of the prunable weights that remain."
+    "Fraction that remains of the weights that the mask names. Those of a network that it does not are in `account`."
     return kept(mask)/sum(alive.numel() for alive in mask.values())
 
 # %% ../nbs/lib/pruning.ipynb #b5ae5bae
@@ -122,10 +123,24 @@ def magnitude_mask(weights:dict, # {name: weight} of the prunable layers
     "Prune the weights of lowest magnitude among the survivors. Raises what `mask_of` raises."
     return mask_of({name: w.abs() for name, w in weights.items()}, fraction, mask, scope, exempt)
 
-def prunable_weights(state:dict # A state, as training has it
+def prunable_weights(state:dict, # A state, as training has it
+    prunable=None # Names, or a function of (name, parameter) that says which; None: what the network says
     )->dict: # {name: weight}
-    "The weights a mask may touch, in the network's order."
-    return {name: state['weights'][name] for name in Network(**state['network']).prunable}
+    "The weights a mask may touch, in the network's order. Raises `ValueError` for a name that does not exist."
+    network = Network(**state['network'])
+    if prunable is not None: network = replace(network, maskable=prunable)
+    return {name: state['weights'][name] for name in network.prunable}
+
+# %% ../nbs/lib/pruning.ipynb #17bc87f7
+def account(mask:dict, network:Network # What it is a mask of
+    )->dict: # Numbers of weights; `density`, of those counted; `left`, of all; `uncounted`: {name: number}, matrices
+    "What a mask leaves of all parameters of a network, and what it does not count. A tied weight is one."
+    total, _ = counts(network)
+    counted = sum(alive.numel() for alive in mask.values())
+    others = not_prunable(replace(network, maskable=tuple(mask)))
+    uncounted = {name: round(total*share) for name, share in others.items()}
+    return dict(total=total, counted=counted, kept=kept(mask), density=density(mask),
+                left=(total - counted + kept(mask))/total, uncounted=uncounted)
 
 # %% ../nbs/lib/pruning.ipynb #b90badc0
 def random_mask(mask:dict, # Its counts are kept
@@ -148,9 +163,10 @@ def random_mask(mask:dict, # Its counts are kept
 
 # %% ../nbs/lib/pruning.ipynb #78fb8bb4
 @step
-def prune(state, mask=None, fraction=.2, scope='global', exempt=()):
+def prune(state, mask=None, fraction=.2, scope='global', exempt=(),
+    prunable=None): # Names of weights; None: what the network says
     "Mask of a state after one more round of magnitude pruning (see `magnitude_mask`)."
-    return magnitude_mask(prunable_weights(state), fraction, mask, scope, tuple(exempt))
+    return magnitude_mask(prunable_weights(state, prunable), fraction, mask, scope, tuple(exempt))
 
 @step(store=False)
 def shuffle_mask(mask, seed, scope='layer', exempt=()):
@@ -159,7 +175,7 @@ def shuffle_mask(mask, seed, scope='layer', exempt=()):
 
 @step
 def densities(mask)->dict:
-    "Kept and total weights, and the fraction kept in each layer."
+    "Kept and total weights, and the fraction kept in each layer: of the weights that the mask names."
     total = sum(alive.numel() for alive in mask.values())
     layers = {name: float(alive.float().mean()) for name, alive in mask.items()}
     return dict(kept=kept(mask), total=total, density=density(mask), layers=layers)
@@ -169,17 +185,19 @@ def imp(retrain, # (mask or None, round) -> node of the state at the end of trai
     rounds:int, # How many
     fraction:float=.2, # Of the survivors, each round
     scope:str='global', exempt:tuple=(),
-    prune=prune # A step that takes what `prune` takes
+    prune=prune, # A step that takes what `prune` takes
+    prunable:tuple=None # Names of weights; None: what the network says
     )->list[Node]: # Masks: [0] after the first round, [-1] after the last
     """Iterative magnitude pruning, or by another criterion. One-shot pruning is a single round with a larger fraction.
     Raises `ValueError` for what makes no rounds."""
     if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
         raise ValueError(f'rounds={rounds!r}: use a whole number, 0 or more')
     check_fraction(fraction)
+    more = {} if prunable is None else dict(prunable=prunable)
     masks = [None]
     for n in range(1, rounds + 1):
         trained = retrain(masks[-1], n)
-        masks.append(prune(trained, mask=masks[-1], fraction=fraction, scope=scope, exempt=exempt))
+        masks.append(prune(trained, mask=masks[-1], fraction=fraction, scope=scope, exempt=exempt, **more))
     return masks[1:]
 
 # %% ../nbs/lib/pruning.ipynb #7dfa118c

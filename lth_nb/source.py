@@ -225,11 +225,12 @@ class Reader:
     def read(self, name:str, x:Any):
         if isinstance(x, types.FunctionType) and _is_own(x): add_function(self, name, x)
         elif isinstance(x, type) and _is_own_class(x): add_class(self, name, x)
-        elif hasattr(x, '__qualname__') and inspect.unwrap(x) is x: self.note(name, f'= {_foreign(x)}')
+        elif hasattr(x, '__qualname__') and inspect.unwrap(x) is x: self.note_foreign(name, x)
         else:
             for suffix, part in _parts(x): self.add(f'{name}{suffix}', part)
-
-def _foreign(x): return f"{(x.__module__ or '').split('.')[0]}.{x.__qualname__}"
+    def note_foreign(self, name:str, x): # what `exec` has made is nobody's
+        if isinstance(x, types.FunctionType) and x.__code__.co_filename == '<string>': return
+        self.note(name, f"= {(getattr(x, '__module__', None) or '').split('.')[0]}.{x.__qualname__}")
 
 # %% ../nbs/lib/source.ipynb #e7c4c113
 def _is_readers(x):

@@ -10,7 +10,7 @@ __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_
 
 # %% ../nbs/lib/training.ipynb #526e823a
 import math, threading
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 import numpy as np, torch, torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .data import Dataset, examples_in
 from .engine import Probe, Replica, admit, device_of, module_of, network_of, reestimate  # noqa: F401
 from .experiment import Node, Step, key_of, step, value_of
-from .networks import Network
+from .networks import Network, described
 from .recipes import TABLE_1, Recipe, learning_rates, steps  # noqa: F401
 from .running import device
 
@@ -31,7 +31,8 @@ def init(network:Network, seed:int)->dict: # A state at step 0
     admit(network)
     net = network.create(seed)
     weights = {name: p.detach() for name, p in net.named_parameters()}
-    return dict(network=asdict(network), step=0, weights=weights, buffers=dict(net.named_buffers()), slots={}, count=0)
+    buffers = dict(net.named_buffers())
+    return dict(network=described(network), step=0, weights=weights, buffers=buffers, slots={}, count=0)
 
 # %% ../nbs/lib/training.ipynb #86980701
 def item_of(step:int)->str:

@@ -3,7 +3,10 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest, torch
+from conftest import ROOT
+from lth_nb.cli import figures
 from lth_nb.data import Dataset
+from lth_nb.experiment import default_store, nodes_in
 from lth_nb.training import TABLE_1, Recipe, learning_rates, steps
 from helpers import toy
 
@@ -90,3 +93,30 @@ def test_table_1_has_nine_rows(): assert len(TABLE_1) == 9
                                        (dict(betas=(.9, 1.5)), 'betas')])
 def test_recipes_refuse(bad, words):
     with pytest.raises(ValueError, match=words): Recipe(10, **bad)
+
+
+# ------------------------------------------------------------------ which precision
+
+def _in_bf16(nodes):
+    "Those of some nodes, and of what they need, that are trained in bf16."
+    found = {}
+    def asks(node):
+        if node.key not in found:
+            inputs = [asks(needed) for needed in node.inputs]
+            recipes = [x for x in node.args.values() if isinstance(x, Recipe)]
+            found[node.key] = any(inputs) or any(recipe.precision == 'bf16' for recipe in recipes)
+        return found[node.key]
+    return [node for node in nodes if asks(node)]
+
+
+@pytest.mark.parametrize('scale', ('smoke', 'quick', 'cpu'))
+def test_no_scale_for_cpus_trains_in_bf16(scale):
+    """bf16 is slower than fp32 on some CPUs. What scale cpu has in bf16 is published, all of it: it is read, and
+    nobody trains for it. Anything new there is in fp32."""
+    published = default_store(published=str(ROOT/'nbs/results')).layers[-1]
+    nodes = {node for figure in figures() for node in nodes_in(figure.nodes(scale))}
+    in_bf16 = _in_bf16(nodes)
+    assert len(nodes) > 100
+    if scale != 'cpu': assert not in_bf16, f'{len(in_bf16)} results, the first is {in_bf16[0]!r}'
+    computed = [node for node in in_bf16 if not published.has(node.path)]
+    assert not computed, f'{len(computed)} results, the first is {computed[0]!r}: use precision fp32'

@@ -50,7 +50,7 @@ def share_of(network:Network, layers:tuple # Names
     "How much of all prunable weights lies in some layers."
     if not layers: return 0.
     with torch.device('meta'): net = network.build()
-    sizes = {name: net.get_parameter(name).numel() for name in nets.prunable(net)}
+    sizes = {name: net.get_parameter(name).numel() for name in network.prunable}
     return sum(sizes[name] for name in layers)/sum(sizes.values())
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/rows.ipynb #708e6458
