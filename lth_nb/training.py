@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_stored', 'from_checkpoint', 'reach',
-           'training_steps', 'to_store', 'network_in', 'stack_places', 'engine_of', 'company', 'places_of',
+           'training_steps', 'to_store', 'network_in', 'stack_places', 'engine_of', 'company', 'made_by', 'places_of',
            'replica_for', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train', 'probe_of', 'check_splits',
            'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp', 'check_line',
            'in_few_digits', 'distance', 'line', 'instability']
@@ -157,10 +157,15 @@ def company(node:Node, device:str, store)->Company|None:
     places = places_in(made) if made else stack_places(network, data, device)
     return Company(stack_key(network, data, recipe), places, bound=bool(made)) if places else None
 
+# %% ../nbs/lib/training.ipynb #71de6e92
+def made_by(shelf)->str|None: # None: nothing of this call is stored
+    "The engine that made what is stored of a call."
+    for path in shelf.paths(): return shelf.store.record(path).get('made', {}).get('engine', 'loop')
+
 # %% ../nbs/lib/training.ipynb #51cd1537
 def places_of(state:dict, shelf)->int: # 0: it trains alone
     "Places in the stack in which a state goes on."
-    made = state.get('engine') or shelf.made_by() or ('loop' if state['step'] else None)
+    made = state.get('engine') or made_by(shelf) or ('loop' if state['step'] else None)
     return places_in(made) if made else shelf.places
 
 def replica_for(state:dict, data:Dataset, recipe:Recipe, order:int, first:int, mask:dict|None, optimizer:str,

@@ -101,23 +101,21 @@ def about(node, seconds:float, # Since its call began
 # %% ../../nbs/lib/experiment/call.ipynb #7f04a7fb
 class Shelf:
     "What a running call may do with the store."
+    places = 0 # For how many calls that run as one there is room; 0: this one runs alone
+    company = None # Who they are: the same thing for all of them
+    engine = None # By which way a step makes its values, if it says so
     def __init__(self, node, # Of the call, without an item
         store,
         deadline:float=None, # Unix time; None: as long as it takes
         every:float=60., # Seconds between checkpoints
         clock:Callable=time.time, # () -> Unix time
-        source:dict=None, # As `sources_of` gives it, of all items that are wanted; None: of the call
-        places:int=0, # How many calls run as one with this one; 0: it runs alone
-        company:Any=None # Who they are: the same thing for all of them
+        source:dict=None # As `sources_of` gives it, of all items that are wanted; None: of the call
         ):
         self.node = node
         self.source = sources_of([node]) if source is None else source
         self.store = store
         self.deadline = deadline
         self.clock = clock
-        self.places = places
-        self.company = company or node.call
-        self.engine = None   # a step may say by which way it makes its values
         self.started = time.monotonic()
         self.checkpoint = Checkpoint(node, store, every, self.source)
     def save(self, item:Any, # None: the value of a step of one
@@ -129,30 +127,24 @@ class Shelf:
     def load(self, item:Any)->Any: return self.store.read(self.node[item].path)
     def items(self)->list[str]:
         "Names of the items of this call that are stored, and made by the source that there is now."
-        return [path.rsplit('/', 1)[1] for path in self._paths()]
-    def _paths(self): return [path for path in self.store.paths(self.node.path) if not self._other(path)]
+        return [path.rsplit('/', 1)[1] for path in self.paths()]
+    def paths(self)->list[str]: return [path for path in self.store.paths(self.node.path) if not self._other(path)]
     def _other(self, path): return bool(self.source) and changed_since(self.store.record(path), self.source)
-    def made_by(self)->str|None: # None: nothing of this call is stored
-        "The engine that made what is stored of this call."
-        for path in self._paths(): return self.store.record(path).get('made', {}).get('engine', 'loop')
-    def resume(self)->Any:
-        "The last checkpoint of this call, or None."
-        return self.checkpoint.read()
+    def resume(self)->Any: return self.checkpoint.read() # The last checkpoint of this call, or None
     def pause(self, state:Callable[[], Any], # Called only if a checkpoint is due
         done:Callable[[], int]=int): # Steps of training in that state
         "Keep a checkpoint if one is due; raise `Stopped` if time is up."
         late = self.deadline is not None and self.clock() >= self.deadline
         if late or self.checkpoint.due(): self.checkpoint.write(state(), done())
         if late: raise Stopped()
-    def done(self):
-        "The call is at its end: it needs no checkpoint any more."
-        self.checkpoint.remove()
+    def done(self): self.checkpoint.remove() # The call is at its end: it needs no checkpoint any more
 
 # %% ../../nbs/lib/experiment/call.ipynb #1dfb585a
-def _called(nodes, store, deadline, clock, places, company): # a generator
+def _called(nodes, store, deadline, clock, places=0, company=None): # a generator
     node = nodes[0]
-    shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock, source=sources_of(nodes),
-                  places=places, company=company)
+    shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock, source=sources_of(nodes))
+    shelf.places = places
+    shelf.company = company or node.call
     args = value_of(node.args, store)
     if node.step.many: args.update(items=[node.item for node in nodes], shelf=shelf)
     value = node.step.fn(**args)
