@@ -1,39 +1,44 @@
 """How fast the engine trains, beside the usual script (plain.py) and beside what the machine could do at best.
 
-    make bench          one core of a CPU, about ten minutes; writes benchmarks/cpu.json
-    make bench-gpu      a CUDA device, about eight minutes; writes benchmarks/cuda.json
-    python benchmarks/engine.py --device cpu --only lenet replicas --seconds 2
+    make bench          one core of a CPU, about fifteen minutes; writes benchmarks/cpu.json
+    make bench-gpu      a CUDA device, at most 150 seconds; writes benchmarks/cuda.json
+    python benchmarks/engine.py --device cpu --only replicas --cases lenet-60 --seconds 2
+    python benchmarks/engine.py --dry-run     what bench-gpu does, on a CPU with tiny networks: no speeds
 
-Whatever is compared is measured in turns in one run, so that both meet the same neighbours. On a CPU the times are CPU
-seconds, on a GPU wall seconds around work that has been waited for; medians of five. MNIST and CIFAR-10 must be there
-(LTH_NB_DATA).
+On a CPU whatever is compared is measured in turns in one run, so that both meet the same neighbours; times are CPU
+seconds, medians of five. On a GPU a short burst flatters, for the device works off what was sent ahead: there a
+measurement is one stretch of at least five windows (500 steps) of every replica, in wall seconds, waited for at its
+end; a row that would take longer than `--box` seconds ends at a later window, and says how many steps it had. Rows come
+in the order of their importance, none begins that would end after `--limit`, and the file is written after every row.
+The row `compute` is what a user gets: trajectories through `compute` into a store, from when all of them train until
+each has had its five windows. MNIST and CIFAR-10 must be there (LTH_NB_DATA).
 
 Floors: FLOP are two a multiplication of the convolutions and linear layers, forward once and backward twice (the first
 layer once); bytes are 14 passes over each convolution's output (2 of the convolution, 3 of BatchNorm and ReLU forward,
 5 and 4 of them backward) and 32 a weight. Both are divided by what this device was measured to do in this run: a copy,
 and a matrix product in the same precision.
 """
-import argparse, gc, json, os, platform, statistics, subprocess, sys, tempfile, time
+import argparse, gc, json, math, os, platform, statistics, subprocess, sys, tempfile, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
-import torch
+import numpy as np, torch
 
 torch.set_num_threads(1)
 torch.set_flush_denormal(True)
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 from lth_nb import networks as nets
-from lth_nb.data import MissingData, cifar10, mnist
-from lth_nb.engine import Replica, Trace
-from lth_nb.experiment import Store
+from lth_nb.data import MissingData, cifar10, mnist, mnist1d, npz
+from lth_nb.engine import WINDOW, Replica, Trace
+from lth_nb.experiment import Fleet, Store, compute
 from lth_nb.pruning import magnitude_mask, prunable_weights
-from lth_nb.training import TABLE_1, Recipe, init, line
+from lth_nb.training import TABLE_1, Recipe, init, line, train
 
 LONG = 10**6
-PARTS = ['plain', 'plain fp32', 'replicas', 'processes', 'compiled', 'data', 'maps', 'parts']
+PARTS = ['plain', 'plain fp32', 'replicas', 'compute', 'profile', 'processes', 'compiled', 'data', 'maps', 'parts']
 CIFAR = Recipe(LONG, weight_decay=1e-4, augment=True)
 CASES = {
     'lenet-60': (nets.lenet_300_100, mnist, replace(TABLE_1['LeNet'], steps=LONG)),
@@ -42,7 +47,13 @@ CASES = {
     'resnet20-bf16': (nets.resnet20, cifar10, replace(CIFAR, precision='bf16')),
     'vgg16': (nets.vgg16, cifar10, CIFAR),
     'vgg16-bf16': (nets.vgg16, cifar10, replace(CIFAR, precision='bf16')),
+    'resnet20-tf32': (nets.resnet20, cifar10, replace(CIFAR, precision='tf32')),
+    'mnist1d_conv': (nets.mnist1d_conv, mnist1d, Recipe(LONG, batch=32, lr=.1)),
+    'mnist1d_res, width 16': (nets.Network('mnist1d_res', width=16), mnist1d, Recipe(LONG, batch=32, lr=.1)),
+    'mnist1d_mlp': (nets.mnist1d_mlp, mnist1d, Recipe(LONG, batch=64, lr=.1)),
 }
+CURVES = [case for case in CASES if case.startswith('mnist1d')]
+IMAGES = [case for case in CASES if case not in CURVES and 'tf32' not in case]
 
 
 class Clock:
@@ -59,10 +70,11 @@ class Clock:
 def in_turns(clock, ways, seconds, rounds=5):
     "Median seconds a step of each of several `run(n)`, measured in turns."
     steps = {}
+    least = WINDOW if clock.cuda else 1
     for name,run in ways.items():
         run(1)
         one = max(clock(partial(run, 2))/2, 1e-6)
-        steps[name] = max(1, min(5000, round(seconds/rounds/one)))
+        steps[name] = max(least, min(5000, round(seconds/rounds/one)))
     took = {name: [] for name in ways}
     for _ in range(rounds):
         for name,run in ways.items(): took[name].append(clock(partial(run, steps[name]))/steps[name])
@@ -72,6 +84,31 @@ def in_turns(clock, ways, seconds, rounds=5):
 def replica(case, device, seed=0, **kw):
     network, data, recipe = CASES[case]
     return Replica(init.fn(network, seed), data(), recipe, order=seed, first=0, device=device, **kw)
+
+
+def loop(case, device, n):
+    "Replicas side by side, each by itself."
+    return [replica(case, device, seed) for seed in range(n)]
+
+# The ways to train n replicas of a case: {engine: (case, device, n) -> what has `step` and `pump(until)`}. One that
+# cannot do it gives an empty list, and has no row. A row for stacks of K replicas is one more entry.
+ENGINES = {'loop': loop}
+
+
+def sustained(clock, things, steps, box=math.inf):
+    "Seconds a step of all things side by side, and how many steps were measured: fewer than asked for after `box`."
+    together(things)(3)
+    before = [thing.step for thing in things]
+    goals = [step + steps for step in before]
+    wall = time.perf_counter()
+    start = clock.now()
+    while not all([thing.pump(goal) for thing,goal in zip(things, goals)]):
+        if time.perf_counter() - wall < box: continue
+        goals = [min(goal, thing.step + 2*WINDOW) for thing,goal in zip(things, goals)]
+        box = math.inf
+    seconds = clock.now() - start
+    taken = statistics.mean(thing.step - step for thing,step in zip(things, before))
+    return seconds/taken, round(taken)
 
 
 def together(reps):
@@ -183,6 +220,104 @@ def side_by_side(case, device, counts, seconds):
         rows.append(dict(replicas=n, seconds=took, per_second=1/took, memory=taken,
                          floors_by_bytes=took/floor['seconds_by_bytes'], floors_by_flop=took/floor['seconds_by_flop']))
     return dict(case=case, floor=floor, rows=rows)
+
+
+def in_one_stretch(case, device, counts, steps, box):
+    "The same for a GPU: one long stretch a row, for every engine."
+    floor = floors(case, device)
+    CASES[case][1]().load(device)
+    rows = []
+    for engine,n in ((engine, n) for engine in ENGINES for n in counts):
+        before = free(device)
+        try:
+            things = ENGINES[engine](case, device, n)
+            if not things: continue
+            took, taken = sustained(Clock(device), things, steps, box)
+            if took*taken < 1: took, taken = sustained(Clock(device), things, round(1/took), box)   # a second at least
+        except torch.OutOfMemoryError:
+            rows.append(dict(replicas=n, engine=engine, seconds=None))
+            continue
+        rows.append(dict(replicas=n, engine=engine, seconds=took/n, steps=taken, per_second=n/took,
+                         memory=before - free(device) if device != 'cpu' else None,
+                         floors_by_bytes=took/n/floor['seconds_by_bytes'],
+                         floors_by_flop=took/n/floor['seconds_by_flop']))
+        del things
+    return dict(case=case, floor=floor, rows=rows)
+
+
+class Enough(Exception): "All has been measured."
+
+class Steady(Fleet):
+    "Measures from when all of its calls train until each has trained so many windows more, or time is up."
+    def __init__(self, most, device, windows, box):
+        clock = time.perf_counter if device != 'cpu' else time.process_time
+        super().__init__(most, device=device, clock=clock)
+        self.windows = windows
+        self.box = box
+        self.since = None
+    def turn(self, between=None): super().turn(partial(self.look, between))
+    def look(self, between):
+        if between: between()
+        calls = [call.trained for call in self.running]
+        if self.waiting or not all(call.lumps for call in calls): return
+        if self.since is None:
+            self.since = time.perf_counter()
+            for call in calls: call.anew()
+            return
+        if min(call.lumps for call in calls) < 3: return   # or there is no speed
+        seconds = time.perf_counter() - self.since
+        through = all(call.last[1] - call.first[1] >= self.windows*WINDOW for call in calls)
+        if seconds > self.box or through and seconds > 2: raise Enough
+    def found(self):
+        "Replica-steps a second over all calls, and how many were counted."
+        calls = [call.trained for call in self.running]
+        return sum(call.speed() for call in calls), sum(call.last[1] - call.first[1] for call in calls)
+
+
+def through_compute(case, device, n, windows=5, box=12.):
+    "Seconds a replica-step of n trajectories through `compute`, into a store that is thrown away."
+    network, data, recipe = CASES[case]
+    ends = [train(init(network, seed), data(), recipe, order=seed).at('end') for seed in range(n)]
+    floor = floors(case, device)['seconds_by_bytes']
+    fleet = Steady(n, device, windows, box)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try: compute(ends, store=Store(folder), executor=fleet, quiet=True)
+        except Enough: pass
+    per_second, steps = fleet.found()
+    for call in fleet.running: call.drop()
+    return dict(case=case, replicas=n, seconds=1/per_second, per_second=per_second, steps=steps//n,
+                until_all_train=fleet.since - begun, floors_by_bytes=1/per_second/floor)
+
+
+def measured_before(case, found):
+    "Ours: alone, and the most side by side, through compute if there is such a row; and how many these were."
+    rows = [row for one in found.get('replicas', ()) if one['case'] == case for row in one['rows'] if row['seconds']]
+    rows += [row for row in found.get('compute', ()) if row['case'] == case]
+    many = max((row['replicas'] for row in rows), default=1)
+    ours = {}
+    for row in rows:
+        if row['replicas'] == 1: ours['ours'] = row['seconds']
+        elif row['replicas'] == many: ours['ours side by side'] = row['seconds']
+    return ours, many
+
+
+def plain_alone(case, device, seconds, found):
+    "The usual script on a GPU in the way that has been its fastest, beside what was measured of ours before."
+    network, data, recipe = CASES[case]
+    colours = network.input[0] == 3
+    way = dict(workers=min(14, os.cpu_count()) if device != 'cpu' else 0, channels_last=colours,
+               autocast=recipe.precision == 'bf16')
+    run = plain.trainer(network, data().load(), recipe, device, **way)
+    took = plain.seconds_a_step(run, 20 if device != 'cpu' else 1, seconds)
+    ours, many = measured_before(case, found)
+    return dict(case=case, seconds=dict(plain=took) | ours, replicas=many,
+                ratio=took/min(ours.values(), default=math.nan), way=way | dict(precision=recipe.precision))
+
+
+def profiled(case, device, steps=10):
+    import kernels
+    return kernels.by_kind(case, replica(case, device), steps)
 
 
 STEPPER = '''import sys, time
@@ -364,8 +499,8 @@ def plain_table(rows):
     many = any(row['replicas'] > 1 for row in rows)
     def cells(row):
         seconds = row['seconds']
-        beside = f"{ms(seconds['ours side by side'])} ({row['replicas']})" if row['replicas'] > 1 else '-'
-        return [row['case'], ms(seconds['plain']), ms(seconds['ours']), *([beside] if many else []),
+        beside = f"{ms(seconds.get('ours side by side'))} ({row['replicas']})" if row['replicas'] > 1 else '-'
+        return [row['case'], ms(seconds['plain']), ms(seconds.get('ours')), *([beside] if many else []),
                 f"{row['ratio']:.1f}", way_of(row['way'])]
     head = ['milliseconds a replica-step', 'plain script', 'ours, one', *(['ours, side by side'] if many else []),
             'plain / ours', 'the plain script at its best']
@@ -381,7 +516,26 @@ def replicas_table(cases):
         return [ms(row['seconds']), f"{row['per_second']:,.1f}", *memory,
                 f"{row['floors_by_bytes']:.1f}", f"{row['floors_by_flop']:.1f}"]
     rows = [(case['case'], row) for case in cases for row in case['rows']]
-    return table(head, [[f"{name}, {row['replicas']}", *numbers(row)] for name,row in rows])
+    def named(name, row):
+        engine = row.get('engine', 'loop')
+        return f"{name}, {row['replicas']}" + ('' if engine == 'loop' else f', {engine}')
+    return table(head, [[named(name, row), *numbers(row)] for name,row in rows])
+
+def compute_table(rows):
+    def cells(row):
+        return [f"{row['case']}, {row['replicas']}", ms(row['seconds']), f"{row['per_second']:,.1f}", row['steps'],
+                f"{row['floors_by_bytes']:.1f}", f"{row['until_all_train']:.1f}"]
+    head = ['trajectories through `compute`', 'milliseconds a replica-step', 'replica-steps a second', 'steps of each',
+            'times the floor by bytes', 'seconds until all train']
+    return table(head, map(cells, rows))
+
+def profile_table(rows):
+    kinds = dict.fromkeys(kind for row in rows for kind in row['seconds'])
+    def cells(row):
+        whole = sum(row['seconds'].values())
+        shares = [f"{100*row['seconds'].get(kind, 0)/whole:.0f} %" for kind in kinds]
+        return [row['case'], ms(whole), f"{sum(row['count'].values()):.0f}", *shares]
+    return table(['a step by kind', 'milliseconds', 'kernels, or operations', *kinds], map(cells, rows))
 
 def processes_table(rows):
     def cells(row):
@@ -418,8 +572,9 @@ def parts_table(parts):
         return f'{value:.1f} s' if value > 10 else f'{ms(value)} ms'
     return table(['what else', ''], [[name, size(name, value)] for name,value in parts.items()])
 
-TABLES = {'plain': plain_table, 'replicas': replicas_table, 'processes': processes_table, 'compiled': compiled_table,
-          'data': data_table, 'maps': maps_table, 'parts': parts_table}
+TABLES = {'plain': plain_table, 'replicas': replicas_table, 'compute': compute_table, 'profile': profile_table,
+          'processes': processes_table, 'compiled': compiled_table, 'data': data_table, 'maps': maps_table,
+          'parts': parts_table}
 
 
 # ---------------------------------------------------------------- a run
@@ -428,65 +583,135 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--device', default='cpu')
     p.add_argument('--seconds', type=float, default=6, help='per side of a comparison')
-    p.add_argument('--only', nargs='*', default=PARTS)
+    p.add_argument('--only', nargs='*', help='parts; on a GPU by default those that fit into 150 seconds')
     p.add_argument('--cases', nargs='*', default=list(CASES))
     p.add_argument('--replicas', nargs='*', type=int, default=[1, 2, 4, 8, 16, 32])
+    p.add_argument('--steps', type=int, default=5*WINDOW, help='of a stretch on a GPU')
+    p.add_argument('--box', type=float, default=10, help='seconds after which a stretch on a GPU ends')
+    p.add_argument('--trajectories', type=int, help='through compute; by default 16 on a GPU, 8 on a CPU')
+    p.add_argument('--limit', type=float, default=150, help='seconds for all rows on a GPU')
+    p.add_argument('--dry-run', action='store_true', help='the rows of a GPU, on a CPU with tiny networks')
     p.add_argument('--out')
-    return p.parse_args()
+    a = p.parse_args()
+    a.gpu = a.device != 'cpu' or a.dry_run
+    a.only = a.only or (GPU_PARTS if a.gpu else PARTS)
+    a.trajectories = a.trajectories or (16 if a.device != 'cpu' else 8)
+    if a.dry_run:
+        a.trajectories = 2
+        a.steps = 20
+        a.seconds = .5
+    out = Path(__file__).with_name('cuda.json' if a.gpu else 'cpu.json')
+    if a.dry_run: out = Path(tempfile.gettempdir())/'lth_nb-dry-run.json'
+    a.out = Path(a.out or out)
+    return a
 
 def about(device):
     machine = torch.cuda.get_device_name() if device != 'cpu' else f'one core of {cpu_name()}'
     return dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, date=time.strftime('%Y-%m-%d'))
 
-def begun(out, now, only):
+def begun(out, now, only, whole):
     "Results so far. What was measured before keeps its date, and each part measured since has its own."
-    if not out.exists() or set(only) >= set(PARTS): return dict(about=now)
+    if not out.exists() or set(only) >= set(whole): return dict(about=now)
     old = json.loads(out.read_text())
     said = f"{now['date']}, {now['machine']}, torch {now['torch']}"
     later = old['about'].get('later', {}) | {part: said for part in only}
     return old | dict(about=old['about'] | dict(later=later))
 
 def planned(a):
-    "(part, what measures a case of it, cases); the last has one case only."
+    "(part, what measures a case of it, the case or None) on a CPU, and of the parts on a GPU that are asked for."
     cuda = a.device != 'cpu'
     many = 8 if cuda else 1
-    half = [case for case in a.cases if 'bf16' in case]
+    images = [case for case in a.cases if case in IMAGES]
+    half = [case for case in images if 'bf16' in case]
+    small = [case for case in a.cases if case in CURVES or case == 'lenet-60']
     few = [n for n in a.replicas if n <= 8]
-    def counts(case): return a.replicas if cuda or 'lenet' in case else few[:1]
-    yield 'plain', lambda case: against_plain(case, a.device, a.seconds, many), a.cases
+    def counts(case): return a.replicas if cuda or case not in IMAGES or 'lenet' in case else few[:1]
     rows = [*half, *(f'{case}, compiled' for case in half if case == 'resnet20-bf16')]
-    yield 'plain fp32', lambda row: against_fp32(row, a.device, a.seconds), rows
-    yield 'replicas', lambda case: side_by_side(case, a.device, counts(case), a.seconds/2), a.cases
-    if not cuda: yield 'processes', lambda case: processes(case, a.seconds), [c for c in a.cases if 'vgg' not in c]
-    some = [case for case in a.cases if case in half or case == 'resnet20']
-    yield 'compiled', lambda case: compiled(case, a.device, many, a.seconds), some
-    yield 'data', lambda case: data_path(case, a.device, a.seconds/2), a.cases
-    yield 'maps', maps(a.device, a.seconds), ['mnist1d_conv', 'mnist1d_res, width 16', 'resnet20']
-    yield 'parts', lambda _: parts(a.device, a.seconds/2), None
+    some = [case for case in images if case in half or case == 'resnet20']
+    plan = {
+        'plain': (lambda case: against_plain(case, a.device, a.seconds, many), images),
+        'plain fp32': (lambda row: against_fp32(row, a.device, a.seconds), rows),
+        'replicas': (lambda case: side_by_side(case, a.device, counts(case), a.seconds/2),
+                     [case for case in a.cases if 'tf32' not in case]),
+        'compute': (lambda case: through_compute(case, a.device, a.trajectories, 3, math.inf), small),
+        'profile': (lambda case: profiled(case, a.device), [case for case in a.cases if case in half + small]),
+        'processes': (lambda case: processes(case, a.seconds), [c for c in images if 'vgg' not in c and not cuda]),
+        'compiled': (lambda case: compiled(case, a.device, many, a.seconds), some),
+        'data': (lambda case: data_path(case, a.device, a.seconds/2), images),
+        'maps': (maps(a.device, a.seconds), ['mnist1d_conv', 'mnist1d_res, width 16', 'resnet20']),
+        'parts': (lambda _: parts(a.device, a.seconds/2), [None])}
+    for part,(measure, cases) in plan.items():
+        for case in cases: yield part, measure, case
 
-def measured(part, measure, cases):
-    "What there is data for."
-    got = []
-    for case in cases:
-        start = time.perf_counter()
-        try: got.append(measure(case))
-        except MissingData as e:
-            print(f'{case}: left out, {e}')
-            continue
-        print(f'{part} {case or ""}: {time.perf_counter() - start:.0f} s', flush=True)
-        gc.collect()
-    return got
+
+GPU_PARTS = ['replicas', 'compute', 'profile', 'plain']
+
+def planned_on_gpu(a, found):
+    "The same for 150 seconds of a GPU: what matters most comes first."
+    def stretch(*counts):
+        if a.dry_run: counts = (1, 2)
+        return lambda case: in_one_stretch(case, a.device, counts, a.steps, a.box)
+    def steady(case): return through_compute(case, a.device, a.trajectories, a.steps//WINDOW, a.box)
+    def profile(case): return profiled(case, a.device)
+    def usual(case): return plain_alone(case, a.device, min(a.seconds, a.box), found)
+    rows = [('replicas', stretch(1, 8), 'resnet20-bf16'), ('compute', steady, 'resnet20-bf16'),
+            ('profile', profile, 'resnet20-bf16'), ('plain', usual, 'resnet20-bf16'),
+            ('replicas', stretch(1, 16), 'lenet-60'), ('compute', steady, 'lenet-60'), ('plain', usual, 'lenet-60'),
+            *(('replicas', stretch(1, 16), case) for case in CURVES), ('compute', steady, CURVES[0]),
+            ('replicas', stretch(1, 8), 'vgg16-bf16'), ('profile', profile, 'vgg16-bf16'),
+            ('replicas', stretch(8), 'resnet20-tf32'), ('replicas', stretch(8), 'resnet20')]
+    return [row for row in rows if row[2] in a.cases]
+
+
+def noise(folder, shape, n=64):
+    "A data set of random images."
+    g = np.random.default_rng(0)
+    arrays = {}
+    for split in ('train', 'test'):
+        arrays[f'{split}_images'] = g.integers(0, 256, (n, *shape), dtype=np.uint8)
+        arrays[f'{split}_labels'] = np.arange(n) % 10
+    file = Path(folder)/f'{shape[0]}.npz'
+    np.savez(file, **arrays)
+    return npz(file)
+
+def tiny(folder):
+    "Networks and images for a dry run: the same names, and nothing of their speed."
+    images = {size: noise(folder, shape) for size,shape in ((28, (28, 28)), (32, (32, 32, 3)))}
+    def small(network, data, recipe):
+        if len(network.input) == 2: return replace(network, width=4), data, replace(recipe, batch=2)
+        return replace(network, width=2), partial(images.get, network.input[1]), replace(recipe, batch=2)
+    CASES.update({name: small(*case) for name,case in CASES.items()})
+
+
+def row_of(part, measure, case):
+    "What a case gives; None for what there is no data for."
+    start = time.perf_counter()
+    try: row = measure(case)
+    except MissingData as e:
+        print(f'{case}: left out, {e}')
+        return None
+    print(f'{part} {case or ""}: {time.perf_counter() - start:.0f} s', flush=True)
+    gc.collect()
+    return row
 
 def main():
     a = arguments()
-    out = Path(a.out or Path(__file__).with_name('cuda.json' if a.device != 'cpu' else 'cpu.json'))
-    results = begun(out, about(a.device), a.only)
-    for part,measure,cases in planned(a):
+    if a.dry_run: tiny(tempfile.mkdtemp())
+    start = time.perf_counter()
+    results = begun(a.out, about(a.device), a.only, GPU_PARTS if a.gpu else PARTS)
+    for part in a.only: results.pop(part, None)
+    on_gpu = a.gpu and set(a.only) <= set(GPU_PARTS)
+    for part,measure,case in planned_on_gpu(a, results) if on_gpu else planned(a):
         if part not in a.only: continue
-        got = measured(part, measure, [None] if cases is None else cases)
-        results[part] = got if cases is not None else got[0]
-        out.write_text(json.dumps(results, indent=1) + '\n')
-    print('\n' + report(load(out)))
+        if on_gpu and time.perf_counter() - start > a.limit - 1.5*a.box:
+            print(f'{part} {case}: left out, {a.limit:.0f} seconds are nearly over')
+            continue
+        row = row_of(part, measure, case)
+        if row is None: continue
+        if case is None: results[part] = row
+        else: results.setdefault(part, []).append(row)
+        a.out.write_text(json.dumps(results, indent=1) + '\n')
+    print('\n' + report(load(a.out)))
 
 
 def cpu_name():

@@ -44,10 +44,10 @@ def far(a, b):
     "The largest difference."
     return float((a - b).abs().max())
 
-def assert_close(a, b, what):
+def assert_close(a, b, what, within=1e-10):
     "Relative to the largest entry."
     error = float((a - b).abs().max()/b.abs().max().clamp(min=1e-30))
-    assert error < 1e-10, f'{what}: {error}'
+    assert error < within, f'{what}: {error}'
 
 
 # ------------------------------------------------------------------ masks

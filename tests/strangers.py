@@ -231,8 +231,8 @@ class Tied(nn.Module):
         self.same.weight = self.middle.weight
         self.out = nn.Linear(40, 10)
     def forward(self, x):
-        z = torch.relu(self.again(torch.relu(self.middle(self.encoder(x.flatten(1))))))
-        return self.out(F.linear(torch.relu(self.same(z)), self.encoder.weight.T))
+        z = torch.tanh(self.again(torch.tanh(self.middle(self.encoder(x.flatten(1))))))
+        return self.out(F.linear(torch.tanh(self.same(z)), self.encoder.weight.T))
 
 class TiedTokens(nn.Module):
     "An embedding that a linear layer decodes with."

@@ -38,9 +38,7 @@ def test_map_equals_one_network_a_place(store, rule):
     states = short()
     m,states = compute([landscape(states, DATA, points=3, batchnorm=rule), states], store=store, workers=1, quiet=True)
     p = Probe(NET, DATA.load())
-    vs = torch.stack([p.vector(s) for s in states])
-    n = sum(t.numel() for t in p.net.parameters())
-    vs[:, n:] = vs[-1, n:]
+    vs = torch.stack([p.vector({**s, 'buffers': states[-1]['buffers']}) for s in states])
     f = plane(vs)
     for (i,y),(j,x) in itertools.product(enumerate(m['y']), enumerate(m['x'])):
         p.put(vs[-1] + x*f['axes'][0] + y*f['axes'][1])

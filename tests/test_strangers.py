@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np, pytest, strangers, torch
 from lth_nb import networks as nets
 from lth_nb.chance import drawn_from, seed_of
-from lth_nb.engine import Replica, draws_in_training, module_of, reestimate
+from lth_nb.engine import Probe, Replica, draws_in_training, module_of, reestimate
 from lth_nb.experiment import ComputeError, Fleet, Store, compute
+from lth_nb.measures.curvature import Hessian, spectrum
 from lth_nb.networks import Network
 from lth_nb.pruning import density, kept, magnitude_mask, prunable_weights
 from lth_nb.training import evaluate, init, instability, line, train
@@ -260,3 +261,51 @@ def test_odd_parameters_go_everywhere(network, tmp_path):
 def test_parameters_that_are_refused(network):
     said = f'^{network.name}: .*{strangers.refused_at_init[network]}'
     with pytest.raises(ValueError, match=said): init.fn(network, 0)
+
+
+def by_differences(net, names, batch, v):
+    "A product with the Hessian, from two gradients of a module."
+    parameters = [net.get_parameter(name) for name in names]
+    parts = [part.view_as(p) for part, p in zip(v.split([p.numel() for p in parameters]), parameters)]
+    def gradient(step):
+        with torch.no_grad():
+            for p, part in zip(parameters, parts): p += step*part
+        loss = torch.nn.functional.cross_entropy(net(batch[0]), batch[1])
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+    ahead = gradient(1e-6)
+    return (ahead - gradient(-2e-6))/2e-6
+
+@pytest.mark.parametrize('name', ('frozen_ends', 'unused', 'tied', 'tied_tokens', 'scalars', 'orthogonal', 'tokens'))
+def test_curvature_is_that_of_what_is_trained(name):
+    "Frozen parameters and those that the loss does not depend on are no variables; shared ones are one."
+    H = Hessian(init.fn(Network(name), 0), toy, examples=64, batchnorm='running', dtype=torch.float64)
+    net = module_of(init.fn(Network(name), 0), dtype=torch.float64).eval()
+    gone = {'frozen_ends': {'2.weight', '2.bias', '6.weight', '6.bias'}, 'tokens': {'first.weight', 'first.bias'},
+            'unused': {'middle.never.weight', 'middle.never.bias'}}.get(name, set())
+    parameters = dict(net.named_parameters())
+    assert list(H.params) == [name for name in parameters if name not in gone]
+    assert H.n == sum(parameters[name].numel() for name in H.params)
+    v = H.start(0)
+    assert_close(H @ v, by_differences(net, H.params, H.batches[0], v), name, within=1e-6)
+
+
+def test_a_wrong_second_derivative_is_refused():
+    "PyTorch's of weight_norm."
+    with pytest.raises(ValueError, match='not symmetric.*weight_norm'):
+        spectrum.fn(init.fn(Network('weight_norm'), 0), toy, probes=1, steps=5, examples=64)
+    assert spectrum.fn(init.fn(Network('spectral_norm'), 0), toy, probes=1, steps=5, examples=64)['n'] == 778
+
+
+def test_whole_numbers_are_not_interpolated():
+    "An order of inputs is evaluated as the state has it, and there is no line between two orders."
+    network = Network('shuffled')
+    states = [init.fn(network, seed) for seed in (0, 1, 0)]
+    test = toy.load().test
+    for state in states:
+        with torch.no_grad(): wrong = int((module_of(state).eval()(test.x).argmax(1) != test.y).sum())
+        assert evaluate.fn(state, toy)['test']['error'] == pytest.approx(100*wrong/len(test.y))
+    with pytest.raises(ValueError, match=r'middle\.order'): line.fn(*states[:2], toy, alphas=3)
+    probe = Probe(network, toy.load())
+    with pytest.raises(ValueError, match=r'middle\.order'): probe.lerp(*map(probe.vector, states[:2]), .3)
+    large = {**states[0], 'buffers': {'middle.order': states[0]['buffers']['middle.order'] + 2**24}}
+    with pytest.raises(ValueError, match=r'2\*\*24'): probe.put(probe.vector(large))
