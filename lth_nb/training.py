@@ -19,12 +19,10 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Dataset, examples_in
 from .engine import Probe, Replica, admit, device_of, module_of, network_of, reestimate  # noqa: F401
-from .engine import enter, stack_size, unstackable
-from .engine.stack import engine_name, places_in, stack_key
-from .experiment import Node, Step, key_of, step, value_of
+from .engine import engine_name, enter, places_in, stack_key, stack_size, unstackable
+from .experiment import Company, Node, Step, key_of, step, value_of
 from .networks import Network, described
 from .recipes import TABLE_1, Recipe, learning_rates, steps  # noqa: F401
-from .experiment.company import Company
 from .running import device
 from .settings import settings
 
