@@ -22,7 +22,7 @@ ROOMS = {
     'experiment': ['faces', 'settings', 'running', 'source'],
     'engine': ['chance', 'data', 'networks', 'recipes', 'running'],
     'pruning': ['experiment', 'faces', 'networks'],
-    'training': ['data', 'engine', 'experiment', 'networks', 'recipes', 'running'],
+    'training': ['data', 'engine', 'experiment', 'networks', 'recipes', 'running', 'settings'],
     'admm': ['engine', 'experiment', 'pruning', 'recipes', 'running']}
 
 # %% ../nbs/lib/rooms.ipynb #77721bae

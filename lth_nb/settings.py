@@ -23,6 +23,7 @@ class Settings:
     published:str='' # Published results beneath them; '' finds nbs/results beside settings.ini, 'none' uses none
     device:str='auto' # 'auto', 'cpu', 'cuda', 'cuda:N'
     workers:int=0 # Processes on a CPU, one thread each; 0: one a core
+    stack:str='auto' # Replicas that train as one network: 'auto', by network and device; '0', none; or a number
 
     def __post_init__(self):
         if self.scale not in SCALES: raise ValueError(f'scale={self.scale!r}: use one of {", ".join(SCALES)}')
@@ -30,6 +31,9 @@ class Settings:
             raise ValueError(f'device={self.device!r}: use auto, cpu, cuda or cuda:N')
         try: object.__setattr__(self, 'workers', int(str(self.workers)))
         except ValueError: raise ValueError(f'workers={self.workers!r}: use a whole number, 0 for one a core') from None
+        if not re.fullmatch(r'auto|\d+', str(self.stack)):
+            raise ValueError(f'stack={self.stack!r}: use auto, 0 (each replica alone), or a number of replicas')
+        object.__setattr__(self, 'stack', str(self.stack))
         if self.workers < 0: raise ValueError(f'workers={self.workers}: use 0 (one a core) or more')
 
 # %% ../nbs/lib/settings.ipynb #a5ca504e

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_stored', 'from_checkpoint', 'reach',
-           'training_steps', 'to_store', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train', 'probe_of',
-           'check_splits', 'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp',
-           'check_line', 'in_few_digits', 'distance', 'line', 'instability']
+           'training_steps', 'to_store', 'network_in', 'stack_places', 'engine_of', 'company', 'made_by', 'places_of',
+           'replica_for', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train', 'probe_of', 'check_splits',
+           'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp', 'check_line',
+           'in_few_digits', 'distance', 'line', 'instability']
 
 # %% ../nbs/lib/training.ipynb #526e823a
 import math, threading
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -17,10 +19,12 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .data import Dataset, examples_in
 from .engine import Probe, Replica, admit, device_of, module_of, network_of, reestimate  # noqa: F401
-from .experiment import Node, Step, key_of, step, value_of
+from .engine import engine_name, enter, places_in, stack_key, stack_size, unstackable
+from .experiment import Company, Node, Step, key_of, step, value_of
 from .networks import Network, described
 from .recipes import TABLE_1, Recipe, learning_rates, steps  # noqa: F401
 from .running import device
+from .settings import settings
 
 # %% ../nbs/lib/training.ipynb #6a52084f
 @step(store=False)
@@ -111,8 +115,67 @@ def to_store(state:dict, last:bool)->dict:
     "A state as it is stored: the last one without the optimiser's averages."
     return {**state, 'slots': {}} if last else state
 
+# %% ../nbs/lib/training.ipynb #0ef04d56
+_networks = {}   # {key of a node: its network, or None}
+
+def network_in(node:Node)->Network|None: # None: it names none, or several
+    "The network that a state is of."
+    if node.key not in _networks:
+        own = {x for x in node.args.values() if isinstance(x, Network)}
+        found = own.union(*({network_in(needed)} for needed in node.inputs)) - {None}
+        _networks[node.key] = found.pop() if len(found) == 1 else None
+    return _networks[node.key]
+
+# %% ../nbs/lib/training.ipynb #2f5db079
+_told = set()
+
+def stack_places(network:Network, data:Dataset, device:str)->int:
+    "Places in the stack of a network; 0: it trains alone."
+    chosen = settings().stack
+    size = stack_size(network, data, device) if chosen == 'auto' else int(chosen)
+    why = unstackable(network) if size else None
+    if why and network.name not in _told: print(f'{network.name} trains one by one: {why}', flush=True)
+    if why: _told.add(network.name)
+    return 0 if why else size
+
+# %% ../nbs/lib/training.ipynb #7ed319f2
+def engine_of(node:Node, store)->str|None: # 'loop', 'stack of 16'; None: it is all the same
+    "What has made the state that training starts from."
+    if node.step is init: return None
+    if node.step is trajectory and store.has(node.path): return store.record(node.path)['made'].get('engine', 'loop')
+    made = (engine_of(needed, store) for needed in node.inputs)
+    return next((engine for engine in made if engine), None)
+
+def company(node:Node, device:str, store)->Company|None:
+    "With which other trajectories one can train as one; None: with none."
+    data, recipe = node.args['data'], node.args['recipe']
+    network = network_in(node.args['start'])
+    made = engine_of(node.args['start'], store)
+    if network is None or made == 'loop': return None
+    places = places_in(made) if made else stack_places(network, data, device)
+    return Company(stack_key(network, data, recipe), places, bound=bool(made)) if places else None
+
+# %% ../nbs/lib/training.ipynb #71de6e92
+def made_by(shelf)->str|None: # None: nothing of this call is stored
+    "The engine that made what is stored of a call."
+    for path in shelf.paths(): return shelf.store.record(path).get('made', {}).get('engine', 'loop')
+
+# %% ../nbs/lib/training.ipynb #51cd1537
+def places_of(state:dict, shelf)->int: # 0: it trains alone
+    "Places in the stack in which a state goes on."
+    made = state.get('engine') or made_by(shelf) or ('loop' if state['step'] else None)
+    return places_in(made) if made else shelf.places
+
+def replica_for(state:dict, data:Dataset, recipe:Recipe, order:int, first:int, mask:dict|None, optimizer:str,
+    device:str, *, shelf): # A `Replica`, or a `Member` of a stack
+    "Who trains."
+    places = places_of(state, shelf)
+    shelf.engine = engine_name(places)
+    if not places: return Replica(state, data, recipe, order, first, mask, optimizer, device)
+    return enter(state, data, recipe, order, first, mask, optimizer, device, size=places, company=shelf.company)
+
 # %% ../nbs/lib/training.ipynb #1a6f714f
-@step(many=True, size=training_steps)
+@step(many=True, size=training_steps, together=company)
 def trajectory(start, data:Dataset, recipe:Recipe, order:int, first:int=0, mask=None, optimizer='kept', *,
     items, shelf):
     "Train once through everything that is wanted. Use `train`."
@@ -123,14 +186,16 @@ def trajectory(start, data:Dataset, recipe:Recipe, order:int, first:int=0, mask=
     stops = sorted(states.union(*(watch.item['watch'] for watch in watches)))
     state, at = latest_stored(shelf, min(stops, default=first), end) or (start, first)
     state, at = from_checkpoint(shelf, at, states, watches) or (state, at)
-    rep = Replica(state, data, recipe, order, at, mask, optimizer if at == first else 'kept', on)
+    optimizer = optimizer if at == first else 'kept'
+    rep = replica_for(state, data, recipe, order, at, mask, optimizer, on, shelf=shelf)
     pause = partial(shelf.pause, partial(checkpoint, rep, watches), lambda: rep.step - first)
-    for stop in (s for s in stops if s >= at):
-        yield from reach(rep, stop, pause)
-        if stop in states: shelf.save(item_of(stop), to_store(rep.state(), last=stop == end))
-        looking = [watch for watch in watches if stop in watch.item['watch']]
-        here = rep.state(on) if looking else None
-        for watch in looking: watch.look(stop, here)
+    with closing(rep):
+        for stop in (s for s in stops if s >= at):
+            yield from reach(rep, stop, pause)
+            if stop in states: shelf.save(item_of(stop), to_store(rep.state(), last=stop == end))
+            looking = [watch for watch in watches if stop in watch.item['watch']]
+            here = rep.state(on) if looking else None
+            for watch in looking: watch.look(stop, here)
     for watch in watches: shelf.save(watch.item, watch.values())
     shelf.done()
 

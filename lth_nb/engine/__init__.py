@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['device_of', 'Weights', 'adam', 'compiled', 'lined_up', 'loss_of', 'module_of', 'network_of', 'sgd', 'WINDOW',
-           'Course', 'Model', 'Hooks', 'Trace', 'STREAMS', 'Lane', 'admit', 'draws_in_training', 'Replica', 'Probe',
+           'Course', 'Model', 'Hooks', 'Trace', 'STREAMS', 'Lane', 'admit', 'draws_in_training', 'Replica',
+           'unstackable', 'Member', 'Stack', 'engine_name', 'enter', 'places_in', 'stack_key', 'stack_size', 'Probe',
            'reestimate']
 
 # %% ../../nbs/lib/engine/index.ipynb #292ea44d
@@ -15,6 +16,9 @@ from .trace import Hooks, Trace
 from .lane import STREAMS, Lane
 from .admission import admit, draws_in_training
 from .replica import Replica
+from .layers import unstackable
+from .stack import Member, Stack, engine_name, enter, places_in, stack_key, stack_size
 from .probe import Probe, reestimate
 _all_ = [device_of, Weights, adam, compiled, lined_up, loss_of, module_of, network_of, sgd, WINDOW, Course, Model,
-         Hooks, Trace, STREAMS, Lane, admit, draws_in_training, Replica, Probe, reestimate]
+         Hooks, Trace, STREAMS, Lane, admit, draws_in_training, Replica, unstackable, Member, Stack,
+         engine_name, enter, places_in, stack_key, stack_size, Probe, reestimate]

@@ -45,8 +45,7 @@ def steady(rep)->bool:
 class Replica:
     "One network in training, entered at step `first` of its recipe."
     def __init__(self, state:dict, data:Dataset, recipe:Recipe,
-        order:int, # Seed of data order and augmentation
-        first:int, # The step of recipe and data order at which it starts
+        order:int, first:int, # Seed of data order and augmentation; the step of both at which it starts
         mask:dict=None, # {name: bool, True = kept} for prunable weights
         optimizer:str='kept', # 'kept': the state's averages go on; 'fresh': they start from zero
         device:str='cpu', hooks=(), # Each hook may have `gradient(replica)` and `after(replica)`, see `Hooks`
@@ -59,14 +58,14 @@ class Replica:
         self.course = Course(network_of(state), data, recipe, order, device)
         self.losses = torch.zeros(WINDOW, dtype=torch.float32, device=device)   # of the steps of a window
         self.hooks = Hooks(hooks)
-        on_gpu = device.startswith('cuda')
         self.draws = draws_in_training(network_of(state), self.course.shape, device)   # The module that does
-        self.driven = steady(self) and (on_gpu if driven is None else driven)
+        self.driven = steady(self) and (device != 'cpu' if driven is None else driven)
         self.way = Driven(self) if self.driven else Plain(self)
-        self.lane = Lane(self, Stream(device)) if on_gpu else None
+        self.lane = Lane(self, Stream(device)) if device != 'cpu' else None
+    recipe = property(attrgetter('model.recipe'))
     t = property(attrgetter('way.t'))     # the step on the device, where it is driven
     at = property(attrgetter('way.at'))   # its place in the window
-    def __del__(self): # what a stream still writes to is not given back before it has done so
+    def __del__(self): # what a stream still writes to is not given back before
         if lane := self.__dict__.get('lane'): lane.stream.synchronize()
     def pump(self, until:int)->bool: # Whether step `until` is reached
         "Some more of the way to `until`."
@@ -82,3 +81,4 @@ class Replica:
     def state(self, on='cpu')->dict: # Its tensors are there
         "What the last step left behind. A diverged replica leaves NaN behind, and `diverged`, the step."
         return left_behind(self, on)
+    def close(self): "Nobody waits for its place: see `Member`."

@@ -101,7 +101,8 @@ def snapshot(model:Model,
     buffers = {name: b.detach().to(on, copy=True) for name, b in model.net.named_buffers()}
     buffers |= {name: torch.tensor(seen + step) for name, seen in model.seen_before.items()}
     return dict(network=model.network, step=step, weights=cut(model.weights.vector),
-                slots={name: cut(slot) for name, slot in model.slots.items()}, buffers=buffers, count=int(model.count))
+                slots={name: cut(slot) for name, slot in model.slots.items()}, buffers=buffers, count=int(model.count),
+                engine='loop')
 
 # %% ../../nbs/lib/engine/step.ipynb #88ffc470
 def loaders(device:str)->int: # Processes that decode what is streamed
@@ -230,7 +231,7 @@ class Driven:
 def diverge(rep, step:int):
     "Mark a replica."
     rep.diverged = step
-    warnings.warn(f'diverged: the loss of step {step} is not finite ({rep.model.recipe}); '
+    warnings.warn(f'diverged: the loss of step {step} is not finite ({rep.recipe}); '
                   'a lower learning rate would help', stacklevel=3)
 
 # %% ../../nbs/lib/engine/step.ipynb #71ca0e90

@@ -176,8 +176,10 @@ def sgd(w:Tensor, g:Tensor, v:Tensor|None, # Weights, gradient, momentum [n]
     momentum:float, decay:float):
     "A step of SGD in place, as `torch.optim.SGD` takes it, and the mask."
     if decay: g = torch.add(g, w, alpha=decay)
-    if v is not None: g = v.copy_(alive(torch.add(g, v, alpha=momentum), keep))
-    w.copy_(alive(w - lr.to(w.dtype)*g, keep))
+    if v is not None: g = v.mul_(momentum).add_(g)
+    if v is not None and keep is not None: v.view(keep.dtype).bitwise_and_(keep)
+    w.addcmul_(g, lr.to(w.dtype), value=-1)
+    if keep is not None: w.view(keep.dtype).bitwise_and_(keep)
 
 # %% ../../nbs/lib/engine/weights.ipynb #6a8f7cbc
 def adam(w:Tensor, g:Tensor, m:Tensor, v:Tensor, # Weights, gradient, averages of it and of its square [n]

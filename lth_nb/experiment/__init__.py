@@ -7,10 +7,11 @@ __all__ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_cal
            'compute', 'missing', 'Node', 'Step', 'canonical', 'expression', 'key_of', 'map_nodes', 'nodes_in', 'step',
            'written', 'Progress', 'Published', 'add_results', 'all_finite', 'all_flaws', 'flaws', 'published_at',
            'record_of', 'FORMAT', 'Files', 'Store', 'StoreError', 'Stores', 'default_store', 'pack', 'unpack', 'table',
-           'Fleet', 'close_pools', 'tick', 'OtherSource']
+           'Fleet', 'close_pools', 'tick', 'OtherSource', 'Company']
 
 # %% ../../nbs/lib/experiment/index.ipynb #d47f4a34
 from .call import (Checkpoint, Shelf, Stopped, processor, provenance, run_call, turns, value_of)
+from .company import Company
 from .compute import ComputeError, Task, compute, missing
 from .node import Node, Step, canonical, expression, key_of, map_nodes, nodes_in, step, written
 from .progress import Progress
@@ -27,7 +28,8 @@ _all_ = ['Checkpoint', 'Shelf', 'Stopped', 'processor', 'provenance', 'run_call'
          'Task', 'compute', 'missing', 'Node', 'Step', 'canonical', 'expression', 'key_of', 'map_nodes', 'nodes_in',
          'step', 'written', 'Progress', 'Published', 'add_results', 'all_finite', 'all_flaws', 'flaws', 'published_at',
          'record_of', 'FORMAT', 'Files', 'Store', 'StoreError', 'Stores', 'default_store', 'pack',
-         'unpack', 'table', 'Fleet', 'close_pools', 'tick', 'OtherSource']
+         'unpack', 'table', 'Fleet', 'close_pools', 'tick', 'OtherSource',
+         'Company']
 
 # %% ../../nbs/lib/experiment/index.ipynb #643037b3
 _MOVED = {'digest': ('lth_nb.experiment.node', 'key_of')}

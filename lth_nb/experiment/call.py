@@ -88,17 +88,22 @@ def checkpointed(store)->set:
 class Stopped(Exception):
     "Time is up: the step has saved what it needs to go on later."
 
-def about(node, seconds:float # Since its call began
+def about(node, seconds:float, # Since its call began
+    engine:str=None # 'loop', 'stack of 16': where a step has several ways to the same value, other bits by each
     )->dict:
     "What is stored beside a value: what it is, how it came about, and where."
+    made = provenance(seconds) | (dict(engine=engine) if engine else {})
     found = dict(step=node.step.name, version=node.step.version, key=node.key, labels=node.labels,
-                 expression=expression(node), made=provenance(seconds))
+                 expression=expression(node), made=made)
     source = sources_of([node])
     return found | dict(source=source) if source else found
 
 # %% ../../nbs/lib/experiment/call.ipynb #7f04a7fb
 class Shelf:
     "What a running call may do with the store."
+    places = 0 # For how many calls that run as one there is room; 0: this one runs alone
+    company = None # Who they are: the same thing for all of them
+    engine = None # By which way a step makes its values, if it says so
     def __init__(self, node, # Of the call, without an item
         store,
         deadline:float=None, # Unix time; None: as long as it takes
@@ -117,31 +122,29 @@ class Shelf:
         value:Any):
         "Keep the value of one item."
         node = self.node if item is None else self.node[item]
-        self.store.write(node.path, value, **about(node, time.monotonic() - self.started))
+        self.store.write(node.path, value, **about(node, time.monotonic() - self.started, self.engine))
     def has(self, item:Any)->bool: return self.store.has(self.node[item].path)
     def load(self, item:Any)->Any: return self.store.read(self.node[item].path)
     def items(self)->list[str]:
         "Names of the items of this call that are stored, and made by the source that there is now."
-        paths = [path for path in self.store.paths(self.node.path) if not self._other(path)]
-        return [path.rsplit('/', 1)[1] for path in paths]
+        return [path.rsplit('/', 1)[1] for path in self.paths()]
+    def paths(self)->list[str]: return [path for path in self.store.paths(self.node.path) if not self._other(path)]
     def _other(self, path): return bool(self.source) and changed_since(self.store.record(path), self.source)
-    def resume(self)->Any:
-        "The last checkpoint of this call, or None."
-        return self.checkpoint.read()
+    def resume(self)->Any: return self.checkpoint.read() # The last checkpoint of this call, or None
     def pause(self, state:Callable[[], Any], # Called only if a checkpoint is due
         done:Callable[[], int]=int): # Steps of training in that state
         "Keep a checkpoint if one is due; raise `Stopped` if time is up."
         late = self.deadline is not None and self.clock() >= self.deadline
         if late or self.checkpoint.due(): self.checkpoint.write(state(), done())
         if late: raise Stopped()
-    def done(self):
-        "The call is at its end: it needs no checkpoint any more."
-        self.checkpoint.remove()
+    def done(self): self.checkpoint.remove() # The call is at its end: it needs no checkpoint any more
 
 # %% ../../nbs/lib/experiment/call.ipynb #1dfb585a
-def _called(nodes, store, deadline, clock): # a generator
+def _called(nodes, store, deadline, clock, places=0, company=None): # a generator
     node = nodes[0]
     shelf = Shelf(dataclasses.replace(node, item=None), store, deadline, clock=clock, source=sources_of(nodes))
+    shelf.places = places
+    shelf.company = company or node.call
     args = value_of(node.args, store)
     if node.step.many: args.update(items=[node.item for node in nodes], shelf=shelf)
     value = node.step.fn(**args)
@@ -154,10 +157,11 @@ def _called(nodes, store, deadline, clock): # a generator
 def turns(nodes:list, # Nodes of one call: one node, or the items wanted of a step of many
     store, # Where inputs are read and results go
     deadline:float=None, # Unix time after which to stop
-    clock:Callable=time.time # () -> Unix time
+    clock:Callable=time.time, # () -> Unix time
+    places:int=0, company:Any=None # As `Shelf` has them
     ):
     "Run one call, as a generator: it yields what a generator step yields, and returns 'done' or 'stopped'."
-    try: yield from _called(nodes, store, deadline, clock)
+    try: yield from _called(nodes, store, deadline, clock, places, company)
     except Stopped: return 'stopped'
     return 'done'
 

@@ -90,7 +90,7 @@ def _same_number(x, y): return isinstance(x, (int, float)) and isinstance(y, (in
 # %% ../../nbs/lib/experiment/node.ipynb #5455f6d6
 class Step:
     "A function whose results are identified by its name, its version and its arguments. Made by `@step`."
-    def __init__(self, fn, version=1, many=False, store=True, size=None, source=None):
+    def __init__(self, fn, version=1, many=False, store=True, size=None, together=None, source=None):
         update_wrapper(self, fn)
         self.fn = fn
         self.name = fn.__name__
@@ -98,6 +98,7 @@ class Step:
         self.many = many
         self.store = store
         self.size = size
+        self.together = together
         self.signature = _signature(fn, many)
         self.own = True # False: one of this library
         self._source = source # None: it is here to be read
@@ -125,7 +126,8 @@ class Step:
         return {repr(self): source} if source else {}
     def __reduce__(self):
         if self.__module__ != '__main__': return self.__qualname__   # by reference, as a function would be
-        return Step, (self.fn, self.version, self.many, self.store, self.size, self.made_of().get(repr(self), {}))
+        source = self.made_of().get(repr(self), {})
+        return Step, (self.fn, self.version, self.many, self.store, self.size, self.together, source)
 
 # %% ../../nbs/lib/experiment/node.ipynb #af22156c
 @written.register
@@ -196,11 +198,12 @@ def step(fn:Callable=None, # The function; its name is part of every key, so ren
     many:bool=False, # Yields many items in one run; the function then takes `items` and `shelf`
     store:bool=True, # False: too cheap to keep, run again wherever it is needed
     size:Callable=None, # Nodes of one call -> the training steps in it, for the progress bar
+    together:Callable=None, # (node, device, store) -> with which others its call may run as one: a `Company`, or None
     )->Step:
     """Mark a function as a step of an experiment. A generator function takes turns with others: see `Fleet`.
     Raises `ValueError` for a second function of one name and version."""
-    if fn is None: return partial(step, version=version, many=many, store=store, size=size)
-    made = Step(fn, version, many, store, size)
+    if fn is None: return partial(step, version=version, many=many, store=store, size=size, together=together)
+    made = Step(fn, version, many, store, size, together)
     made.own = not of_library(made)
     if made.own: one_function(made)
     return made

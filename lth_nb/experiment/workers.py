@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from typing import Callable
 import cloudpickle, torch
 from .call import advance, run_call, turns
+from .company import abreast, run_together
 from .origin import sources_of
 from .pace import Trained
 from ..running import count_in, running_on
@@ -58,6 +59,13 @@ class Workers:
     def start(self, nodes:list, store, deadline:float=None)->Future:
         "Hand out one call."
         call = ByValue(partial(run_call, nodes, store, self.device, deadline, sources_of(nodes)))
+        with without_main(): return self.executor.submit(call)
+    def start_together(self, calls:list, # The nodes of each
+        store, deadline:float=None, places:int=1 # As `abreast` has it
+        )->Future:
+        "Hand out several calls that run as one."
+        source = sources_of([node for nodes in calls for node in nodes])
+        call = ByValue(partial(run_together, calls, store, self.device, deadline, places, source))
         with without_main(): return self.executor.submit(call)
     def ended(self, futures, # Of calls that are under way
         show:Callable # To be called now and then
@@ -300,6 +308,8 @@ class SideBySide(Workers):
     def start(self, nodes:list, store, deadline:float=None)->Future:
         call = partial(turns, nodes, store, deadline, self.clock)
         return self.executor.submit(call, ahead=not nodes[0].step.size)
+    def start_together(self, calls:list, store, deadline:float=None, places:int=1)->Future:
+        return self.executor.submit(partial(abreast, calls, store, deadline, self.clock, places))
     def trained(self, future)->Trained|None:
         return next((call.trained for call in self.executor.running if call.future is future), None)
     def hold(self, futures): self.executor.held = set(futures)
