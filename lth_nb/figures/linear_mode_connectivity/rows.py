@@ -97,15 +97,16 @@ def paper_cases()->list[Case]:
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/rows.ipynb #1e953b75
 def gpu_cases()->list[Case]:
-    "The paper's networks and data with one initialisation, three data orders, and fewer k."
-    return [case if case.needs or case.name == 'LeNet' else fewer(case) for case in paper_cases()]
+    "ResNet-20, and VGG-16 unpruned, on a quarter of the schedule."
+    resnet20, vgg16 = resnet20_cases()[0], vgg16_cases()[0]
+    return [fewer(resnet20, sub_ks=(0, 500), levels=4, fraction=kit.TWO_ROUNDS),
+            fewer(vgg16, sub_ks=(), levels=0, reset=False)]
 
-def fewer(case:Case)->Case:
+def fewer(case:Case, **changes)->Case:
     "A case of the paper, cut for a single GPU."
-    sub_ks = {'ResNet-20': (0, 500, 2000), 'VGG-16': (0, 500, 1000)}.get(case.name, (0,))
-    sweep = (2, 5, 8, 11) if case.sweep else ()
-    return replace(case, inits=1, ks=(0, 100, 500, 1000, 2000, 5000), sub_ks=sub_ks, sweep=sweep, limit=10000,
-                   note='1 initialisation')
+    recipe = kit.quartered(case.recipe)
+    note = f'{recipe.steps:,} of 63,000 steps, bf16, 3 initialisations, 2 data orders, errors on 10,000 examples'
+    return replace(case, recipe=recipe, ks=(0, 2000), orders=2, limit=10000, sweep=(), note=note, **changes)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/rows.ipynb #a9b1829f
 def cpu_cases()->list[Case]:
