@@ -15,8 +15,8 @@ from lth_nb.experiment import Store, compute
 from lth_nb.experiment.company import Company, parts, units
 from lth_nb.pruning import prune
 from lth_nb.training import Recipe, evaluate, init, train
-from helpers import (ADAM, SGD, EagerStream, assert_close, conv, far, identical, mlp, plain_loop, plus_zero, random_mask,
-                     same, toy)
+from helpers import (ADAM, SGD, EagerStream, assert_close, conv, far, identical, mlp, plain_loop, plus_zero,
+                     random_mask, same, toy)
 
 EXACT_SGD, EXACT_ADAM = (replace(recipe, precision='fp64') for recipe in (SGD, ADAM))
 res = nets.Network('mnist1d_res', width=8)

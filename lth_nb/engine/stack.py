@@ -406,6 +406,7 @@ class Member:
         stack.members[self.place] = None
         stack.asked.clear()
 
+# %% ../../nbs/lib/engine/stack.ipynb #66f55f13
 def run_all(members:list, # All of a stack
     steps:int):
     "Train a stack for so many steps."
