@@ -24,8 +24,8 @@ from ..faces import elsewhere
 _all_ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Known', 'MissingData', 'Source', 'Split',
          'Stream', 'StreamBatches', 'Turned', 'array_digest', 'augmentation', 'blur', 'blurred', 'cifar10', 'cifar100',
          'content_hash', 'data_folder', 'download', 'examples_in', 'folder_files', 'folder_hash', 'image_folder',
-         'halved', 'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
-         'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
+         'halved', 'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments',
+         'npz', 'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
 
 # %% ../../nbs/lib/data/index.ipynb #07f82791
 __getattr__ = elsewhere(__name__, {'digest': ('lth_nb.data.sources', 'array_digest')})
