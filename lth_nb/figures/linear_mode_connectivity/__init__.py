@@ -46,6 +46,8 @@ from lth_nb.figures.linear_mode_connectivity.learning_rate import (
 from .lenet_on_mnist import (
     TAB_LAST, TAB_LENET, along_training, choice, choices, last_and_best, lenet_only, lines_of_choice,
     only_with_mnist, row_of_choice, rows_along, table_along, table_of_choices)
+
+# %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #dfd8edcd
 _all_ = ['BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20', 'VGG_16_KS', 'WARMUP', 'Case', 'cases',
          'conv_cases', 'cpu_cases', 'fewer', 'gpu_cases', 'imagenet_cases', 'is_gentle', 'is_pruned', 'is_small',
          'is_standard', 'lenet', 'on_curves', 'paper_cases', 'printed', 'quick_cases', 'residual_case',
