@@ -374,6 +374,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'lth_nb.engine.probe.evaluated': ('lib/engine/probe.html#evaluated', 'lth_nb/engine/probe.py'),
                                      'lth_nb.engine.probe.exactly': ('lib/engine/probe.html#exactly', 'lth_nb/engine/probe.py'),
                                      'lth_nb.engine.probe.into_vector': ('lib/engine/probe.html#into_vector', 'lth_nb/engine/probe.py'),
+                                     'lth_nb.engine.probe.recorded_aside': ( 'lib/engine/probe.html#recorded_aside',
+                                                                             'lth_nb/engine/probe.py'),
                                      'lth_nb.engine.probe.reestimate': ('lib/engine/probe.html#reestimate', 'lth_nb/engine/probe.py'),
                                      'lth_nb.engine.probe.whole_numbers': ('lib/engine/probe.html#whole_numbers', 'lth_nb/engine/probe.py'),
                                      'lth_nb.engine.probe.write_whole': ('lib/engine/probe.html#write_whole', 'lth_nb/engine/probe.py')},
