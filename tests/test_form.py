@@ -95,7 +95,7 @@ DOUBLE = EXPORTED + 'def double(x): return 2*x'
     [DOUBLE, 'print("double")   # double', 'double(2)'],
     [DOUBLE, 'double = None'],
     [EXPORTED + 'class Double:\n    by = 2', 'by'],
-    [EXPORTED + 'def written(x): return x', 'written(1)', EXPORTED + '@written.cache\ndef _one(x): return x', 'written(2)'],
+    [EXPORTED + '@written.cache\ndef _one(x): return x', 'written(2)'],
 ])
 def test_a_missing_trial_is_seen(cells):
     lines = [(i, cell.split('\n')) for i, cell in enumerate(cells)]
