@@ -17,7 +17,8 @@ __all__ = ['ledger', 'BOTH', 'RESNET_20_KS', 'VGG_16_KS', 'Case', 'cases', 'conv
            'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase', 'lm11', 'panels_vgg19', 'pruned_and_read',
            'pruned_runs', 'readings', 'small_vgg19', 'three_rates', 'vgg19', 'vgg19_cases', 'TAB_LAST', 'TAB_LENET',
            'along_training', 'choice', 'choices', 'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist',
-           'row_of_choice', 'rows_along', 'table_along', 'table_of_choices']
+           'row_of_choice', 'rows_along', 'table_along', 'table_of_choices', 'WHOLE_LINE', 'curve_of', 'explorer_of',
+           'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #1c4c69a9
 from functools import partial
@@ -45,6 +46,8 @@ from lth_nb.figures.linear_mode_connectivity.learning_rate import (
 from .lenet_on_mnist import (
     TAB_LAST, TAB_LENET, along_training, choice, choices, last_and_best, lenet_only, lines_of_choice,
     only_with_mnist, row_of_choice, rows_along, table_along, table_of_choices)
+from .whole_line import (
+    WHOLE_LINE, curve_of, explorer_of, first_explorer, has_both_rules, picture_of, under_each_rule)
 _all_ = ['BOTH', 'RESNET_20_KS', 'VGG_16_KS', 'Case', 'cases', 'conv_cases', 'cpu_cases', 'fewer', 'gpu_cases',
          'imagenet_cases', 'is_gentle', 'is_pruned', 'is_small', 'is_standard', 'lenet', 'paper_cases', 'printed',
          'quick_cases', 'resnet20_cases', 'share_of', 'smoke_cases', 'vgg16_cases', 'FIG_2', 'PAPER_TABLE_1',
@@ -59,7 +62,8 @@ _all_ = ['BOTH', 'RESNET_20_KS', 'VGG_16_KS', 'Case', 'cases', 'conv_cases', 'cp
          'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase', 'lm11', 'panels_vgg19',
          'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19', 'three_rates', 'vgg19', 'vgg19_cases',
          'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices', 'last_and_best', 'lenet_only',
-         'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along', 'table_along', 'table_of_choices']
+         'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along', 'table_along', 'table_of_choices',
+         'WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #e6d1792b
 ledger = partial(kit.ledger, 'linear_mode_connectivity') # (scale): the claims of this chapter with their verdicts
