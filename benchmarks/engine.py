@@ -19,6 +19,7 @@ layer once); bytes are 14 passes over each convolution's output (2 of the convol
 and a matrix product in the same precision.
 """
 import argparse, gc, json, math, os, platform, statistics, subprocess, sys, tempfile, time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import plain
 from lth_nb import networks as nets
 from lth_nb.data import MissingData, cifar10, mnist, mnist1d, npz
-from lth_nb.engine import WINDOW, Replica, Trace
+from lth_nb.engine import WINDOW, Replica, Trace, enter
 from lth_nb.experiment import Fleet, Store, compute
 from lth_nb.pruning import magnitude_mask, prunable_weights
 from lth_nb.training import TABLE_1, Recipe, init, line, train
 
 LONG = 10**6
-PARTS = ['plain', 'plain fp32', 'replicas', 'compute', 'profile', 'processes', 'compiled', 'data', 'maps', 'parts']
+PARTS = ['plain', 'plain fp32', 'replicas', 'stacks', 'compute', 'profile', 'processes', 'compiled', 'data', 'maps',
+         'parts']
 CIFAR = Recipe(LONG, weight_decay=1e-4, augment=True)
 CASES = {
     'lenet-60': (nets.lenet_300_100, mnist, replace(TABLE_1['LeNet'], steps=LONG)),
@@ -90,9 +92,18 @@ def loop(case, device, n):
     "Replicas side by side, each by itself."
     return [replica(case, device, seed) for seed in range(n)]
 
+def stacked(case, device, n, size=None):
+    "The same as whole stacks; none for a number that does not fill them."
+    network, data, recipe = CASES[case]
+    size = size or places(device)
+    if n % size: return []
+    return [enter(init.fn(network, seed), data(), recipe, seed, 0, device=device, size=size) for seed in range(n)]
+
 # The ways to train n replicas of a case: {engine: (case, device, n) -> what has `step` and `pump(until)`}. One that
-# cannot do it gives an empty list, and has no row. A row for stacks of K replicas is one more entry.
-ENGINES = {'loop': loop}
+# cannot do it gives an empty list, and has no row.
+ENGINES = {'loop': loop, 'stacks': stacked}
+
+def places(device): return 8 if device != 'cpu' else 2   # two in a dry run
 
 
 def sustained(clock, things, steps, box=math.inf):
@@ -222,6 +233,15 @@ def side_by_side(case, device, counts, seconds):
     return dict(case=case, floor=floor, rows=rows)
 
 
+def stacks(case, seconds):
+    "On a CPU: a replica alone, and as one of a stack of 4, 8 or 16, in turns; seconds a replica-step."
+    sizes = {'loop': 1, **{f'stack of {size}': size for size in (4, 8, 16)}}
+    ways = {engine: together(loop(case, 'cpu', 1) if size == 1 else stacked(case, 'cpu', size, size))
+            for engine,size in sizes.items()}
+    took = in_turns(Clock('cpu'), ways, seconds)
+    return dict(case=case, seconds={engine: took[engine]/size for engine,size in sizes.items()})
+
+
 def in_one_stretch(case, device, counts, steps, box):
     "The same for a GPU: one long stretch a row, for every engine."
     floor = floors(case, device)
@@ -274,8 +294,23 @@ class Steady(Fleet):
         return sum(call.speed() for call in calls), sum(call.last[1] - call.first[1] for call in calls)
 
 
-def through_compute(case, device, n, windows=5, box=12.):
+@contextmanager
+def setting(name, value):
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try: yield
+    finally:
+        del os.environ[name]
+        if before is not None: os.environ[name] = before
+
+
+def through_compute(row, device, n, windows=5, box=12.):
     "Seconds a replica-step of n trajectories through `compute`, into a store that is thrown away."
+    case = row.removesuffix(', alone')
+    with setting('LTH_NB_STACK', '0' if row.endswith(', alone') else 'auto'):
+        return dict(case=row) | steady_speed(case, device, n, windows, box)
+
+def steady_speed(case, device, n, windows, box):
     network, data, recipe = CASES[case]
     ends = [train(init(network, seed), data(), recipe, order=seed).at('end') for seed in range(n)]
     floor = floors(case, device)['seconds_by_bytes']
@@ -286,7 +321,7 @@ def through_compute(case, device, n, windows=5, box=12.):
         except Enough: pass
     per_second, steps = fleet.found()
     for call in fleet.running: call.drop()
-    return dict(case=case, replicas=n, seconds=1/per_second, per_second=per_second, steps=steps//n,
+    return dict(replicas=n, seconds=1/per_second, per_second=per_second, steps=steps//n,
                 until_all_train=fleet.since - begun, floors_by_bytes=1/per_second/floor)
 
 
@@ -521,6 +556,12 @@ def replicas_table(cases):
         return f"{name}, {row['replicas']}" + ('' if engine == 'loop' else f', {engine}')
     return table(head, [[named(name, row), *numbers(row)] for name,row in rows])
 
+def stacks_table(rows):
+    def cells(row):
+        loop = row['seconds']['loop']
+        return [row['case'], ms(loop), *(f'{ms(t)} ({loop/t:.1f}x)' for t in list(row['seconds'].values())[1:])]
+    return table(['milliseconds a replica-step', *rows[0]['seconds']], map(cells, rows))
+
 def compute_table(rows):
     def cells(row):
         return [f"{row['case']}, {row['replicas']}", ms(row['seconds']), f"{row['per_second']:,.1f}", row['steps'],
@@ -572,9 +613,9 @@ def parts_table(parts):
         return f'{value:.1f} s' if value > 10 else f'{ms(value)} ms'
     return table(['what else', ''], [[name, size(name, value)] for name,value in parts.items()])
 
-TABLES = {'plain': plain_table, 'replicas': replicas_table, 'compute': compute_table, 'profile': profile_table,
-          'processes': processes_table, 'compiled': compiled_table, 'data': data_table, 'maps': maps_table,
-          'parts': parts_table}
+TABLES = {'plain': plain_table, 'replicas': replicas_table, 'stacks': stacks_table, 'compute': compute_table,
+          'profile': profile_table, 'processes': processes_table, 'compiled': compiled_table, 'data': data_table,
+          'maps': maps_table, 'parts': parts_table}
 
 
 # ---------------------------------------------------------------- a run
@@ -633,7 +674,10 @@ def planned(a):
         'plain fp32': (lambda row: against_fp32(row, a.device, a.seconds), rows),
         'replicas': (lambda case: side_by_side(case, a.device, counts(case), a.seconds/2),
                      [case for case in a.cases if 'tf32' not in case]),
-        'compute': (lambda case: through_compute(case, a.device, a.trajectories, 3, math.inf), small),
+        'stacks': (lambda case: stacks(case, a.seconds),
+                   [case for case in [*CURVES, 'lenet-60'] if case in a.cases and not cuda]),
+        'compute': (lambda row: through_compute(row, a.device, a.trajectories, 3, math.inf),
+                    [*small, *(f'{case}, alone' for case in small if case in CURVES)]),
         'profile': (lambda case: profiled(case, a.device), [case for case in a.cases if case in half + small]),
         'processes': (lambda case: processes(case, a.seconds), [c for c in images if 'vgg' not in c and not cuda]),
         'compiled': (lambda case: compiled(case, a.device, many, a.seconds), some),
@@ -654,7 +698,7 @@ def planned_on_gpu(a, found):
     def steady(case): return through_compute(case, a.device, a.trajectories, a.steps//WINDOW, a.box)
     def profile(case): return profiled(case, a.device)
     def usual(case): return plain_alone(case, a.device, min(a.seconds, a.box), found)
-    rows = [('replicas', stretch(1, 8), 'resnet20-bf16'), ('compute', steady, 'resnet20-bf16'),
+    rows = [('replicas', stretch(1, 8, 16), 'resnet20-bf16'), ('compute', steady, 'resnet20-bf16'),
             ('profile', profile, 'resnet20-bf16'), ('plain', usual, 'resnet20-bf16'),
             ('replicas', stretch(1, 16), 'lenet-60'), ('compute', steady, 'lenet-60'), ('plain', usual, 'lenet-60'),
             *(('replicas', stretch(1, 16), case) for case in CURVES), ('compute', steady, CURVES[0]),

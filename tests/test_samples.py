@@ -218,13 +218,18 @@ def test_predictions_of_a_part(sets, trained):
     z = module_of(trained).eval()(sets['npz'].load().gather(sample_order(100)[:50], split='test')[0])
     assert torch.equal(found, z.argmax(1))
     assert errors == int((found != test.y[sample_order(100)[:50]]).sum())
+    found = torch.empty(100, dtype=torch.int64)
+    errors, _ = probe.measure('test', None, found).tolist()
+    assert errors == int((found != test.y).sum())   # the whole split comes as it lies
+    assert torch.equal(found[sample_order(100)[:50]], z.argmax(1))
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 def test_recorded_batches_take_the_same_part(sets, trained):
     on_cpu, on_gpu = (Probe(network, sets['npz'].load(device), size=20) for device in ('cpu', 'cuda'))
-    totals = [probe.put(probe.vector(trained)).measure('test', 50).cpu() for probe in (on_cpu, on_gpu)]
-    assert torch.allclose(*totals, rtol=1e-3)
+    for limit in (50, None, 50):
+        totals = [probe.put(probe.vector(trained)).measure('test', limit).cpu() for probe in (on_cpu, on_gpu)]
+        assert torch.allclose(*totals, rtol=1e-3)
 
 @pytest.mark.parametrize('limit', (0, -1, 101, 2.5, True))
 def test_impossible_parts(sets, trained, limit):

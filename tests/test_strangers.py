@@ -309,3 +309,15 @@ def test_whole_numbers_are_not_interpolated():
     with pytest.raises(ValueError, match=r'middle\.order'): probe.lerp(*map(probe.vector, states[:2]), .3)
     large = {**states[0], 'buffers': {'middle.order': states[0]['buffers']['middle.order'] + 2**24}}
     with pytest.raises(ValueError, match=r'2\*\*24'): probe.put(probe.vector(large))
+
+
+@pytest.mark.parametrize('name,all_of_them,prunable', [
+    ('tied', 1338, ['encoder.weight', 'middle.weight', 'out.weight']),
+    ('tied_tokens', 622, ['read.weight', 'table.weight']), ('weight_norm', 790, ['first.weight', 'last.weight'])])
+def test_a_shared_weight_is_counted_once(name, all_of_them, prunable):
+    "Under the name that comes first; a weight that is computed is none."
+    network = Network(name)
+    assert network.prunable == tuple(prunable)
+    net = network.create(0)
+    assert nets.counts(network) == (all_of_them, sum(net.get_parameter(name).numel() for name in prunable))
+    assert set(prunable_weights(init.fn(network, 0))) == set(prunable)

@@ -78,12 +78,13 @@ def add_up(net:nn.Module, x:Tensor, y:Tensor,
 # %% ../../nbs/lib/engine/probe.ipynb #fd133ed1
 class RecordedBatch:
     "The evaluation of a full batch on a GPU, as a graph."
-    def __init__(self, probe, split:str):
+    def __init__(self, probe, split:str,
+        order=None): # Of the split's examples, int64 [n]; None: as they lie
         on = probe.data.device
         self.at = torch.zeros((), dtype=torch.int64, device=on)
         self.predictions = torch.zeros(probe.size, dtype=torch.int64, device=on)
         self.rows = torch.arange(probe.size, device=on)
-        self.order = getattr(probe.data, split).order
+        self.order = order
         def work():
             places = self.rows + self.at
             if self.order is not None: places = self.order.index_select(0, places)
@@ -109,17 +110,22 @@ def exactly(device): # A context
     return precisely(EXACT) if device.type == 'cuda' else nullcontext()
 
 # %% ../../nbs/lib/engine/probe.ipynb #c61ec1fe
-def evaluated(probe, split:str, n:int): # Yields (start, predictions)
-    "`n` examples of a split that stand for all, batch by batch; errors and losses go into the probe's totals."
+def evaluated(probe, split:str,
+    limit=None # As `Data.evaluation` takes it
+    ): # Yields (start, predictions)
+    "A split, or a part of it, batch by batch; errors and losses go into the probe's totals."
     data = probe.data
+    n = examples_in(data, split, limit)
+    order = None if limit is None else getattr(data, split).order
+    key = split, order is None
     start = 0
     while probe.recorded is not None and start + probe.size <= n:
-        if split not in probe.recorded: probe.recorded[split] = RecordedBatch(probe, split)
-        yield start, probe.recorded[split](start)
+        if key not in probe.recorded: probe.recorded[key] = RecordedBatch(probe, split, order)
+        yield start, probe.recorded[key](start)
         start += probe.size
     if start == n: return
     how = dict(start=start) if isinstance(data, Data) else dict(workers=loaders(data.device.type))
-    for x, y in data.evaluation(split, probe.size, limit=n, **how):
+    for x, y in data.evaluation(split, probe.size, limit=limit, **how):
         predictions = torch.empty(len(y), dtype=torch.int64, device=data.device)
         add_up(probe.net, x, y, probe.totals, predictions)
         yield start, predictions
@@ -147,7 +153,7 @@ class Probe:
         self.gaps = gaps(self.places, self.flat[:ALIGN].clone())
         self.whole = whole_numbers(self.net)
         self.totals = torch.zeros(2, dtype=torch.float64, device=data.device)
-        self.recorded = {} if on_gpu and isinstance(data, Data) else None   # {split: RecordedBatch}
+        self.recorded = {} if on_gpu and isinstance(data, Data) else None   # {(split, as it lies): RecordedBatch}
     def vector(self, state:dict)->Tensor: # float32 [n], on the device
         "All of a state's numbers, BatchNorm's statistics included. A state that does not fit raises `ValueError`."
         have = {**state['weights'], **state['buffers']}
@@ -171,6 +177,6 @@ class Probe:
         "Go through a split."
         write_whole(self).totals.zero_()
         with exactly(self.data.device):
-            for start, found in evaluated(self, split, examples_in(self.data, split, limit)):
+            for start, found in evaluated(self, split, limit):
                 if predictions is not None: predictions[start:start + len(found)] = found
         return self.totals.clone()
