@@ -1,4 +1,5 @@
 """Stacks: replicas that train as one network have the numbers of the loop, and the same bits in any company."""
+import re
 from dataclasses import replace
 
 import numpy as np, pytest, torch
@@ -8,13 +9,14 @@ from lth_nb import networks as nets
 from lth_nb.data import mnist1d, npz
 from lth_nb.engine import Member, Replica, Stack, stack_size, unstackable
 from lth_nb.engine.layers import odd_parameter, stack_agrees, unknown_layer
-from lth_nb.engine.stack import fill, places_in, run_all, stack_key
+from lth_nb.engine.stack import TURN, fill, places_in, run_all, stack_key
 from lth_nb.engine.weights import ALIGN
 from lth_nb.experiment import Store, compute
 from lth_nb.experiment.company import Company, parts, units
 from lth_nb.pruning import prune
 from lth_nb.training import Recipe, evaluate, init, train
-from helpers import ADAM, SGD, assert_close, conv, far, identical, mlp, plain_loop, plus_zero, random_mask, same, toy
+from helpers import (ADAM, SGD, EagerStream, assert_close, conv, far, identical, mlp, plain_loop, plus_zero,
+                     random_mask, same, toy)
 
 EXACT_SGD, EXACT_ADAM = (replace(recipe, precision='fp64') for recipe in (SGD, ADAM))
 res = nets.Network('mnist1d_res', width=8)
@@ -374,3 +376,43 @@ def test_a_step_has_as_many_operations_whatever_its_size():
     few, many = operations(2), operations(16)
     assert few == many
     assert few['aten::convolution'] == 3
+
+
+# ------------------------------------------------------------------ the stream of a GPU, steps run instead of recorded
+
+@pytest.mark.parametrize('network, recipe', SINGLE, ids=['conv', 'res', 'mlp-adam', 'conv-bf16'])
+def test_recorded_steps_are_the_same(network, recipe):
+    "Warming up and recording leave no trace, in weights, averages, statistics, counts and losses."
+    members = {}
+    for stream in (None, EagerStream('a')):
+        stack = stack_of(network, recipe)
+        if stream: stack.stream = stream
+        members[stream] = [joined(stack, network, seed, recipe, order=seed) for seed in range(2)]
+        run_all(members[stream], 35)
+    for plain, recorded in zip(*members.values()): assert same(plain.state(), recorded.state())
+    assert len(stream.sent) == (35 if len(stack.weights.params) > 12 else 8), 'ten steps a call where they are small'
+
+
+def test_two_stacks_have_turns():
+    "Neither is sent more than two turns before the other has had its own."
+    sent = []
+    stacks = [stack_of(res, SGD) for _ in range(2)]
+    for name, stack in zip('ab', stacks): stack.stream = EagerStream(name, sent)
+    members = [joined(stack, res, seed, SGD) for stack in stacks for seed in range(2)]
+    run_all(members, 60)
+    order = ''.join(sent)
+    assert order.count('a') == order.count('b') == 60
+    assert max(map(len, re.findall('a+|b+', order))) <= 2*TURN
+    assert not any(stack.stream.waits for stack in stacks), 'nobody waits inside one while another has nothing to do'
+
+
+def test_what_a_failed_step_breaks_stays_broken():
+    "Half a step is no step: everyone in the stack is told, and goes back to a checkpoint."
+    stack = stack_of(conv, SGD)
+    members = [joined(stack, conv, seed, SGD) for seed in range(2)]
+    run_all(members, 3)
+    stack.calls = {1: lambda: 1/0}
+    with pytest.raises(ZeroDivisionError): run_all(members, 3)
+    for member in members:
+        with pytest.raises(ZeroDivisionError): member.pump(10)
+        with pytest.raises(ZeroDivisionError): member.state()

@@ -312,7 +312,8 @@ def turn(stack:Stack, member):
 
 def settle(stack:Stack):
     "Wait for what is under way."
-    if stack.piece is None or stack.broken: return
+    if stack.broken: raise stack.broken
+    if stack.piece is None: return
     stack.piece.finish()
     look(stack)
     stack.asked.clear()
@@ -398,11 +399,14 @@ class Member:
         with self.stack.stream.here(): return take_out(self, on)
     def close(self):
         "Leave the place to another."
-        if self.stack.members[self.place] is not self: return
-        settle(self.stack)
-        self.stack.members[self.place] = None
-        self.stack.asked.clear()
+        stack = self.stack
+        if stack.members[self.place] is not self: return
+        if not stack.broken: settle(stack)
+        elif stack in _lately: _lately.remove(stack)   # its memory goes with its last member
+        stack.members[self.place] = None
+        stack.asked.clear()
 
+# %% ../../nbs/lib/engine/stack.ipynb #66f55f13
 def run_all(members:list, # All of a stack
     steps:int):
     "Train a stack for so many steps."
