@@ -275,8 +275,7 @@ class Stack:
         self.tables.keep(losses)
     def take(self, n:int):
         "`n` steps that the tables hold."
-        cuda = not isinstance(self.stream, Here)
-        with precisely(self.recipe) if cuda else nullcontext():
+        with nullcontext() if isinstance(self.stream, Here) else precisely(self.recipe):
             if self.calls is None: self.calls = step_calls(self, self.stream)
             replay(self.calls, n)
     def running(self)->list: # Replicas that are here and have not diverged
