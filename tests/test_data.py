@@ -443,3 +443,28 @@ def test_one_changed_byte_in_real_mnist(tmp_path):
     shutil.copytree(real('mnist')/'MNIST', tmp_path/'MNIST')
     changed_byte(tmp_path/'MNIST'/'raw'/'t10k-labels-idx1-ubyte', 5000)
     with pytest.raises(D.CorruptData, match='t10k-labels-idx1-ubyte'): replace(D.mnist(tmp_path), test=17).load()
+
+def test_more_test_curves_leave_the_published_set_alone():
+    "Another name and hash from 1,001 test examples on; up to then the set that all published results are of."
+    small, large = D.mnist1d(), D.mnist1d(test=10000)
+    assert D.mnist1d(test=1000).sha256 == D.mnist1d(test=128).sha256 == small.sha256 != large.sha256
+    assert small.sha256.startswith('186c5f48c6162c87')
+    assert (large.name, large.sizes, large.test, large.subset) == ('mnist1d-10k', (4000, 10000), None, 'first')
+    part = D.mnist1d(test=2000).load()
+    assert torch.equal(part.test.x, large.load().test.x[:2000])
+    with pytest.raises(ValueError, match='mnist1d-10k has no pixels'): D.mnist1d(test=10000, scaling='unit')
+
+def test_halved_is_the_mean_of_two_by_two(tmp_path):
+    np.savez(tmp_path/'mine.npz', **arrays(classes=2))
+    whole = D.npz(tmp_path/'mine.npz')
+    half = D.halved(whole)
+    assert half.sha256 != whole.sha256 and half.name == 'mine halved'
+    base, small = whole.load(), half.load()
+    assert small.shape == (3, 16, 16)
+    for split in ('train', 'test'):
+        full, part = getattr(base, split), getattr(small, split)
+        mean = torch.nn.functional.avg_pool2d(full.x.permute(0, 3, 1, 2).double(), 2).permute(0, 2, 3, 1)
+        assert (part.x.double() - mean).abs().max() <= .5
+        assert abs(float((part.x.double() - mean).mean())) < .2
+        assert torch.equal(part.y, full.y)
+    with pytest.raises(ValueError, match='rotations come last'): D.halved(D.rotations(whole))

@@ -13,7 +13,7 @@ from lth_nb.training import evaluate, init, train
 
 CHAPTER = [figure for figure in FIGURES.values() if figure.id.startswith('linear_mode_connectivity/')]
 QUICK = figures.cases('quick')
-CONV = named(QUICK, 'Conv') # 1,000 steps
+CONV = named(QUICK, 'Conv') # 2,000 steps
 HIGH = (40, 42, 44)   # barriers of three pairs
 LOW = (.5, .6, .7)
 
@@ -152,10 +152,10 @@ def test_table_2_verdicts(low, holds):
 
 
 @pytest.mark.parametrize('by_k,holds', [
-    ({0: HIGH, 100: LOW, 400: LOW}, True),
-    ({0: HIGH, 100: HIGH, 200: LOW}, True),
-    ({0: HIGH, 100: HIGH, 400: LOW}, None),    # stable somewhere between a tenth and two fifths of training
-    ({0: HIGH, 300: HIGH, 400: LOW}, False),   # too late to be early
+    ({0: HIGH, 200: LOW, 800: LOW}, True),
+    ({0: HIGH, 200: HIGH, 400: LOW}, True),
+    ({0: HIGH, 200: HIGH, 800: LOW}, None),    # stable somewhere between a tenth and two fifths of training
+    ({0: HIGH, 600: HIGH, 800: LOW}, False),   # too late to be early
     ({0: HIGH, 400: HIGH}, False),
     ({0: HIGH, 400: (1, 2, 6)}, None),
     ({0: LOW, 100: HIGH}, False),

@@ -6,14 +6,14 @@
 __all__ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Known', 'MissingData', 'Source', 'Split', 'Stream',
            'StreamBatches', 'Turned', 'array_digest', 'augmentation', 'blur', 'blurred', 'cifar10', 'cifar100',
            'content_hash', 'data_folder', 'download', 'examples_in', 'folder_files', 'folder_hash', 'image_folder',
-           'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
-           'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
+           'halved', 'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates',
+           'moments', 'npz', 'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
 
 # %% ../../nbs/lib/data/index.ipynb #b26390b0
 from .curves import mnist1d_arrays, mnist1d_templates
 from .folders import folder_files, folder_hash
 from .order import Epochs, augmentation, permutation, philox
-from .pretext import Derived, Turned, blur, blurred, random_labels, rotations
+from .pretext import Derived, Turned, blur, blurred, halved, random_labels, rotations
 from .resident import Batches, Data, Split, examples_in
 from .sets import (Dataset, Known, Source, cifar10, cifar100, image_folder, known, loaded, mnist, mnist1d,
                               moments, npz, tiny_imagenet)
@@ -24,8 +24,8 @@ from ..faces import elsewhere
 _all_ = ['Batches', 'CorruptData', 'Data', 'Dataset', 'Derived', 'Epochs', 'Known', 'MissingData', 'Source', 'Split',
          'Stream', 'StreamBatches', 'Turned', 'array_digest', 'augmentation', 'blur', 'blurred', 'cifar10', 'cifar100',
          'content_hash', 'data_folder', 'download', 'examples_in', 'folder_files', 'folder_hash', 'image_folder',
-         'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments', 'npz',
-         'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
+         'halved', 'imagenet', 'known', 'loaded', 'mnist', 'mnist1d', 'mnist1d_arrays', 'mnist1d_templates', 'moments',
+         'npz', 'permutation', 'philox', 'random_labels', 'rotations', 'tiny_imagenet']
 
 # %% ../../nbs/lib/data/index.ipynb #07f82791
 __getattr__ = elsewhere(__name__, {'digest': ('lth_nb.data.sources', 'array_digest')})

@@ -45,7 +45,7 @@ class Pair(Case):
     @property
     def similar(self)->float:
         "Points of accuracy that count as alike, by data set: as in the paper on sanity checks; 1 for MNIST-1D."
-        return 1. if self.data.name in ('cifar100', 'mnist1d') else .5
+        return 1. if self.data.name in ('cifar100', 'mnist1d', 'mnist1d-10k') else .5
 
 # %% ../../../nbs/lib/figures/weight_correlation/pairs.ipynb #43859333
 def scaled(length:int, **changes)->Recipe:
