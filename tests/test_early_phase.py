@@ -36,7 +36,8 @@ def no_pictures_left():
 @pytest.mark.parametrize('scale', ('smoke', 'quick', 'cpu', 'gpu', 'paper'))
 def test_plans(scale):
     "Every figure has a plan at every scale, made without data on disk."
-    for figure in CHAPTER: assert set(nodes_in(figure.nodes(scale))), figure.id
+    without = ('figure-9', 'figure-10') if scale == 'gpu' else ()   # nothing is pretrained there
+    for figure in CHAPTER: assert figure.id.endswith(without) or set(nodes_in(figure.nodes(scale))), figure.id
 
 
 def test_paper_plan_is_the_papers():

@@ -476,8 +476,9 @@ def on_cuda(test):
     return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')(test))
 
 @on_cuda
-def test_cuda_alone_and_among_others(images, tmp_path):
-    "The same bits among 31 others, from the start or resumed."
+def test_cuda_alone_and_among_others(images, tmp_path, monkeypatch):
+    "In the loop: the same bits among 31 others, from the start or resumed."
+    monkeypatch.setenv('LTH_NB_STACK', '0')
     recipe = Recipe(230, batch=8, lr=.05, augment=True, precision='bf16')
     runs = [train(init(nets.resnet20, seed=seed), images[1], recipe, order=seed) for seed in range(32)]
     one = runs[5]

@@ -5,8 +5,8 @@ import pytest
 
 from lth_nb.cli import figures
 from lth_nb.experiment import Store, missing, nodes_in
+from lth_nb.rooms import CHAPTERS
 
-CHAPTERS = ['linear_mode_connectivity']
 BUDGET = 1_500_000   # replica-steps of ResNet-20 a chapter
 
 

@@ -1,4 +1,4 @@
-"""The explorer of a chapter in JupyterLab, moved by keyboard.
+"""The explorers of a chapter in JupyterLab, moved by keyboard: the one of a kernel and the one of the page.
 
 It needs playwright and a Chromium, which nothing here installs; without them it is skipped."""
 import json
@@ -23,6 +23,14 @@ FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-
     '--disable-background-networking', '--disable-component-update', '--disable-sync']
 CELLS = ('from lth_nb.linear_mode_connectivity import explorer', "explorer('quick')")
 IMAGES = '.jp-OutputArea .jupyter-widgets img'
+STATIC = """from itertools import product
+from lth_nb.figures.sliders import Axis, Curve, Explorer, Picture
+choices = dict(k=(0, 10, 20), rule=('averaged', 're-estimated'))
+def picture(k, rule):
+    curve = Curve('error', (0, .5, 1), (5, 90 - k - len(rule), 5))
+    return Picture(f'k is {k}, {rule}', (curve,), (.5, 5, 60 - k, 'high'))
+pictures = {setting: picture(*setting) for setting in product(*choices.values())}
+Explorer('A hill', Axis('place', 0, 1), Axis('error (%)', 0, 100), choices, pictures)"""
 CHANGED = f"""([old]) => {{
     const all = document.querySelectorAll('{IMAGES}')
     return all.length && all[all.length - 1].src != old
@@ -35,6 +43,17 @@ def _notebook(folder):
     book.metadata['kernelspec'] = dict(name='python3', display_name='Python 3', language='python')
     folder.mkdir()
     nbformat.write(book, folder/'small.ipynb')
+    book.cells = [new_code_cell(STATIC, execution_count=1, outputs=[_made(STATIC)])]
+    nbformat.write(book, folder/'static.ipynb')
+
+
+def _made(source):
+    "What a cell ends on, as the output of an earlier session, which JupyterLab does not trust."
+    from nbformat.v4 import new_output
+    *before, last = source.split('\n')
+    names = {}
+    exec('\n'.join(before), names)
+    return new_output('execute_result', {'text/html': eval(last, names)._repr_html_()}, execution_count=1)
 
 
 def _environment(folder):
@@ -84,7 +103,7 @@ def lab(tmp_path):
 
 
 @contextmanager
-def _page(lab, folder, away, broken):
+def _page(lab, folder, away, broken, name='small.ipynb'):
     "The notebook in a browser. What it asks of other machines goes to `away` and fails; scripts' errors to `broken`."
     def only_here(route):
         url = route.request.url
@@ -98,7 +117,7 @@ def _page(lab, folder, away, broken):
         page.set_default_timeout(120_000)
         page.route('**/*', only_here)
         page.on('pageerror', lambda error: broken.append(str(error)))
-        page.goto(f'{lab}/lab/tree/small.ipynb?reset&token=t')
+        page.goto(f'{lab}/lab/tree/{name}?reset&token=t')
         page.get_by_text('| Idle').wait_for()
         yield page
         browser.close()
@@ -137,5 +156,29 @@ def test_the_explorer_moves(lab, tmp_path):
     failed = [o for o in outputs if o['output_type'] == 'error' or o.get('name') == 'stderr']
     assert all(cell['execution_count'] for cell in cells)
     assert not failed, json.dumps(failed)[:2000]
+    assert not away, away[:3]
+    assert not broken, broken[:3]
+
+
+def test_the_pages_explorer(lab, tmp_path):
+    "In a notebook that is not trusted it is a picture; once run, the keyboard moves it. Nothing is fetched."
+    away = []
+    broken = []
+    with _page(lab, tmp_path/'profile', away, broken, 'static.ipynb') as page:
+        output = page.locator('.jp-OutputArea')
+        still = output.locator('figure img')
+        still.wait_for()
+        assert still.evaluate('image => image.complete && image.naturalWidth > 0')
+        assert output.get_by_text('in a notebook that is run or trusted').count() == 1
+        assert output.locator('input').count() == 0
+        slider = output.locator('input[type=range]')
+        _run_all(page, slider)
+        line = output.locator('path.part').nth(1)
+        seen = [(line.get_attribute('d'), output.locator('[aria-live]').inner_text())]
+        for control, key in ((slider, 'ArrowRight'), (output.locator('input[type=radio]').first, 'ArrowRight')):
+            control.press(key)
+            seen.append((line.get_attribute('d'), output.locator('[aria-live]').inner_text()))
+    assert [said for _, said in seen] == ['k is 0, averaged', 'k is 10, averaged', 'k is 10, re-estimated']
+    assert len({drawn for drawn, _ in seen}) == 3
     assert not away, away[:3]
     assert not broken, broken[:3]

@@ -187,7 +187,8 @@ def test_controls_are_compared_with_their_own_ticket():
 
 def test_a_hopeless_control_changes_nothing():
     lines = dict(imp=ends_at(*DENSE), reinit=ends_at(*(np.array(DENSE) + .1)))
-    near, far = (figures.lm5({CONV: dict(lines, prune=ends_at(*errors))}, 'quick') for errors in ((8, 9, 9), (20, 90, 50)))
+    near, far = (figures.lm5({CONV: dict(lines, prune=ends_at(*errors))}, 'quick')
+                 for errors in ((8, 9, 9), (20, 90, 50)))
     assert near.holds is far.holds is True
 
 
@@ -275,7 +276,8 @@ def test_sparsities_verdict(imp, prune, sparse, holds):
     "Stable from the second k on."
     first, second, third = CONV.sub_ks
     last = 3 if imp == 9 else .1
-    found = {first: lines_of(*HIGH, ends=10.), second: lines_of(*LOW, ends=5 + imp), third: lines_of(*LOW, ends=5 + last)}
+    found = {first: lines_of(*HIGH, ends=10.), second: lines_of(*LOW, ends=5 + imp),
+             third: lines_of(*LOW, ends=5 + last)}
     if imp == 9: found[first] = lines_of(*LOW, ends=14.)
     at_end = {k: lines_of(*HIGH, ends=5 + sparse) for k in CONV.sub_ks}
     random = {k: lines_of(*HIGH, ends=5 + prune) for k in CONV.sub_ks}

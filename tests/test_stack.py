@@ -2,11 +2,11 @@
 import re
 from dataclasses import replace
 
-import numpy as np, pytest, torch
+import pytest, torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from lth_nb import networks as nets
-from lth_nb.data import mnist1d, npz
+from lth_nb.data import mnist1d
 from lth_nb.engine import Member, Replica, Stack, stack_size, unstackable
 from lth_nb.engine.layers import odd_parameter, stack_agrees, unknown_layer
 from lth_nb.engine.stack import TURN, fill, places_in, run_all, stack_key
@@ -143,8 +143,8 @@ def test_a_mask_that_comes_late_changes_no_bit_of_others():
 
 
 @pytest.mark.parametrize('precision', ('fp32', 'bf16', 'fp64'))
-def test_every_tensor_of_a_stack_begins_at_64_bytes(precision, small_images):
-    stack = Stack(nets.resnet8, small_images, Recipe(1, batch=4, precision=precision), 3)
+def test_every_tensor_of_a_stack_begins_at_64_bytes(precision, images):
+    stack = Stack(nets.resnet8, images[1], Recipe(1, batch=4, precision=precision), 3)
     weights = stack.weights
     rows = [t[k] for t in (weights.vector, weights.grad, *stack.slots.values()) for k in range(3)]
     at = [row[start:] for row in rows for start,_,_ in weights.places.values()]
@@ -152,28 +152,17 @@ def test_every_tensor_of_a_stack_begins_at_64_bytes(precision, small_images):
     assert all(start % ALIGN == 0 for start,_,_ in weights.places.values())
 
 
-@pytest.fixture(scope='module')
-def small_images(tmp_path_factory):
-    "Colour images of 16 x 16 as a data set."
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp('images')/'small.npz'
-    train, test = (rng.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for n in (64, 32))
-    labels = dict(train_labels=np.arange(64) % 10, test_labels=np.arange(32) % 10)
-    np.savez(path, train_images=train, test_images=test, **labels)
-    return npz(path)
-
-
 NARROW = nets.resnet8, nets.Network('mobilenet_v2', width=4), nets.Network('vgg11', width=4)
 
 @pytest.mark.parametrize('network', NARROW, ids=lambda n: n.name)
-def test_images_with_crops(network, small_images):
+def test_images_with_crops(network, images):
     "Colour images, channels_last, cropped: in float64 the loop's numbers."
     recipe = Recipe(8, batch=8, lr=.05, augment=True, precision='fp64', weight_decay=1e-3)
-    stack = Stack(network, small_images, recipe, 3)
+    stack = Stack(network, images[1], recipe, 3)
     members = [joined(stack, network, seed, recipe, order=seed) for seed in range(2)]
     run_all(members, 3)
     for seed, member in enumerate(members):
-        rep = Replica(init.fn(network, seed), small_images, recipe, seed, 0)
+        rep = Replica(init.fn(network, seed), images[1], recipe, seed, 0)
         rep.run(3)
         for name,w in rep.state()['weights'].items(): assert far(member.state()['weights'][name], w) < 1e-9, name
 
@@ -354,9 +343,9 @@ def test_who_shares_a_stack():
     assert stack_key(conv, mnist1d(train=128), SGD) != key and stack_key(res, toy, SGD) != key
 
 
-def test_sizes(small_images):
+def test_sizes(images):
     assert stack_size(conv, toy) == 16 and stack_size(conv, toy, 'cuda') == 8
-    assert stack_size(nets.resnet8, small_images) == 8
+    assert stack_size(nets.resnet8, images[1]) == 8 and stack_size(nets.lenet_300_100, images[0]) == 0
     assert places_in('loop') == 0 and places_in('stack of 16') == 16
 
 
@@ -416,3 +405,56 @@ def test_what_a_failed_step_breaks_stays_broken():
     for member in members:
         with pytest.raises(ZeroDivisionError): member.pump(10)
         with pytest.raises(ZeroDivisionError): member.state()
+
+
+# ------------------------------------------------------------------ on a GPU
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('network', (nets.resnet20, nets.lenet_300_100, nets.vgg11), ids=lambda n: n.name)
+@pytest.mark.parametrize('precision', ('bf16', 'fp32', 'tf32'))
+def test_cuda_the_same_bits_in_any_company(network, precision, images):
+    "Slot 3 among strangers, among copies of itself, another place, alone."
+    colours = network.input[0] == 3
+    recipe = Recipe(60, batch=8, lr=.05, augment=colours, precision=precision)
+    def state(others, place):
+        stack = Stack(network, images[int(colours)], recipe, 8, 'cuda')
+        members = [joined(stack, network, seed, recipe, order=seed) for seed in others[:place]]
+        me = joined(stack, network, 7, recipe, order=7)
+        run_all([*members, me, *(joined(stack, network, seed, recipe, order=seed) for seed in others[place:])], 40)
+        return me.state()
+    known = state([11, 12, 13, 14, 15, 16, 17], 3)
+    for others, place in (([7]*7, 3), ([21, 22, 23, 24, 25], 5), ([], 0)): assert same(state(others, place), known)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('network', (nets.resnet8, nets.mobilenet_v2, conv, mlp), ids=lambda n: n.name)
+def test_cuda_a_stack_is_the_loop(network, images):
+    "In float64, recorded, with masks and crops: a replica of a stack, and the same replica on a CPU."
+    data = images[1] if len(network.input) == 3 else toy
+    recipe = Recipe(20, batch=8, lr=.05, augment=data is not toy, precision='fp64', weight_decay=1e-3)
+    stack = Stack(network, data, recipe, 8, 'cuda')
+    members = [joined(stack, network, seed, recipe, order=seed, mask=random_mask(network)) for seed in range(3)]
+    run_all(members, 5)
+    alone = Replica(init.fn(network, 1), data, recipe, 1, 0, random_mask(network))
+    alone.run(5)
+    for name,w in alone.state()['weights'].items(): assert far(members[1].state()['weights'][name], w) < 1e-8, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_cuda_through_compute(images, tmp_path):
+    "Sixteen in two stacks; another nine; a fork: the same bits."
+    recipe = Recipe(230, batch=8, lr=.05, augment=True, precision='bf16')
+    runs = [train(init(nets.resnet20, seed=seed), images[1], recipe, order=seed) for seed in range(24)]
+    def states(runs, folder, **kw):
+        wanted = [run.at(when) for run in runs for when in (120, 'end')]
+        return compute(wanted, store=Store(tmp_path/folder), device='cuda', quiet=True, **kw)
+    many = states(runs[:16], 'many')
+    few = states([*runs[16:], runs[5]], 'few')
+    assert {state['engine'] for state in many} == {'stack of 8'}
+    assert identical(many[10:12], few[-2:])
+    fork = train(runs[5].at(120), images[1], recipe, order=5).at('end')
+    forked = compute(fork, store=Store(tmp_path/'many'), device='cuda', quiet=True)
+    assert same(forked, many[11], ('weights', 'buffers'))

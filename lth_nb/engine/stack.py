@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['TURN', 'SHARED', 'LARGE', 'sources', 'keep_whole', 'halve', 'put_all', 'StackedWeights', 'Row', 'side_by_side',
-           'losses_of', 'Tables', 'Here', 'place_of', 'step_calls', 'replay', 'every_bit', 'Piece', 'Stack', 'fill',
-           'next_piece', 'look', 'is_time', 'turn', 'settle', 'check_fits', 'bring_in', 'apply_mask', 'engine_name',
-           'places_in', 'take_out', 'Member', 'run_all', 'stack_key', 'stack_size', 'is_mlp', 'enter']
+           'losses_of', 'Tables', 'Here', 'place_of', 'step_calls', 'replay', 'every_bit', 'Piece', 'AdamByRows',
+           'Stack', 'fill', 'next_piece', 'look', 'is_time', 'turn', 'settle', 'check_fits', 'bring_in', 'apply_mask',
+           'engine_name', 'places_in', 'take_out', 'Member', 'run_all', 'stack_key', 'stack_size', 'is_mlp', 'enter']
 
 # %% ../../nbs/lib/engine/stack.ipynb #d655c4a2
 import math, threading, weakref
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from ..data import Dataset
@@ -217,6 +218,29 @@ class Piece:
         while not self.pump():
             if self.marks: self.marks[0].synchronize()
 
+# %% ../../nbs/lib/engine/stack.ipynb #b9abbcca
+class AdamByRows:
+    "Adam on a CPU: the update of a stack, row by row."
+    def __init__(self, stack):
+        r = stack.recipe
+        self.stack = stack
+        self.steps = torch.zeros(stack.size)   # PyTorch counts in float32
+        rows = [nn.Parameter(row) for row in stack.weights.vector]
+        self.optimizer = torch.optim.Adam([dict(params=[row]) for row in rows], lr=r.lr, betas=r.betas, eps=r.eps,
+                                          weight_decay=r.weight_decay, fused=True)
+        for k, row in enumerate(rows):
+            row.grad = stack.weights.grad[k]
+            averages = {name: slot[k] for name, slot in stack.slots.items()}
+            self.optimizer.state[row].update(averages, step=self.steps[k])
+    def __call__(self, rates:Tensor): # float64 [size, 1]
+        stack = self.stack
+        for group, rate in zip(self.optimizer.param_groups, rates.view(-1).tolist()): group['lr'] = rate
+        self.steps.copy_(stack.count.view(-1))
+        self.optimizer.step()
+        stack.count += 1
+        if stack.keep is None: return
+        for t in (stack.weights.vector, *stack.slots.values()): t.view(stack.keep.dtype).bitwise_and_(stack.keep)
+
 # %% ../../nbs/lib/engine/stack.ipynb #cee90c7e
 class Stack:
     "`size` places for replicas that train as one network."
@@ -240,18 +264,18 @@ class Stack:
         self.members = [None]*size
         self.asked = set()
         self.stream = place_of(device)
+        self.rule = AdamByRows(self) if device == 'cpu' and recipe.optimizer == 'adam' else partial(update, self)
     def step(self):
         "Batch, gradient, update, mask, for all."
         x, y = self.tables.batch()
         self.weights.spread()
         losses = losses_of(self.net(x), y)
         self.weights.collect(torch.autograd.grad(losses.sum(), self.weights.params))
-        update(self, self.tables.rate())
+        self.rule(self.tables.rate())
         self.tables.keep(losses)
     def take(self, n:int):
         "`n` steps that the tables hold."
-        cuda = not isinstance(self.stream, Here)
-        with precisely(self.recipe) if cuda else nullcontext():
+        with nullcontext() if isinstance(self.stream, Here) else precisely(self.recipe):
             if self.calls is None: self.calls = step_calls(self, self.stream)
             replay(self.calls, n)
     def running(self)->list: # Replicas that are here and have not diverged

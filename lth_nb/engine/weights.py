@@ -210,15 +210,9 @@ def averages(recipe:Recipe, weights:Weights,
         for parameter, value in kept[name].items(): weights.view(slot, parameter).copy_(value)
     return slots
 
-# %% ../../nbs/lib/engine/weights.ipynb #cb1b05a2
+# %% ../../nbs/lib/engine/weights.ipynb #1ba458b3
 _compiled = {}
 
-def compiled(f):
-    "`f` through torch.compile, made once a process and shared by all replicas; `f` itself where that does not work."
-    if f not in _compiled: _compiled[f] = _attempt(f, torch.compile(f, dynamic=False))
-    return _compiled[f]
-
-# %% ../../nbs/lib/engine/weights.ipynb #1ba458b3
 def _attempt(f, fast):
     from torch._dynamo import config
     many = config.patch(recompile_limit=1<<16, accumulated_recompile_limit=1<<16)   # one for each length and setting
@@ -233,3 +227,9 @@ def _attempt(f, fast):
             _compiled[f] = f
             return f(*args)
     return attempt
+
+# %% ../../nbs/lib/engine/weights.ipynb #cb1b05a2
+def compiled(f):
+    "`f` through torch.compile, made once a process and shared by all replicas; `f` itself where that does not work."
+    if f not in _compiled: _compiled[f] = _attempt(f, torch.compile(f, dynamic=False))
+    return _compiled[f]

@@ -118,7 +118,7 @@ def ep2(values, scale):
         if not computed(*by_k.values()): return {}
         at = dict(zip(by_k, sparser(study, by_k).T))
         last = study.ks[-1]
-        before = study.pair[1] if study.pair[1] < last else study.ks[-2]
+        before = study.pair[-1] if study.pair[-1] < last else study.ks[-2]
         return {f'rewinding to {before} gains over 0': less(at[0], at[before]),
                 f'{last} gains less than a point over {before}': less(at[last], at[before], 1)}
     return judged_in_parts(values, parts)

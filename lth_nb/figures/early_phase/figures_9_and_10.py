@@ -53,7 +53,7 @@ def _panels_9(study, values):
     return [(f'{study.name}: {task}', draw(task)) for task in TASKS]
 
 FIG_9 = figure('early_phase/figure-9', 'Pretraining with less information', 'Early Figure 9',
-    plan=lambda scale: planned(studies(scale), pretraining),
+    plan=lambda scale: planned(studies(scale), pretraining, lambda study: study.tasks),
     draw=lambda values, scale: sheet(values, scale, _panels_9, columns=4, size=(2.7, 2.6)))
 
 # %% ../../../nbs/lib/figures/early_phase/figures_9_and_10.ipynb #2e78d6f2
@@ -179,7 +179,7 @@ def _panels_10(study, values):
     return [(title, lambda ax: draw_sparse(ax, study, values))]
 
 FIG_10 = figure('early_phase/figure-10', 'Sparse pretraining on rotations', 'Early Figure 10',
-    plan=lambda scale: planned(studies(scale), sparse_pretraining),
+    plan=lambda scale: planned(studies(scale), sparse_pretraining, lambda study: study.tasks),
     draw=lambda values, scale: sheet(values, scale, _panels_10, size=(4.2, 2.9)))
 
 # %% ../../../nbs/lib/figures/early_phase/figures_9_and_10.ipynb #15b590bb

@@ -12,7 +12,7 @@ import numpy as np
 from ... import networks as nets
 from ...claims import Verdict, decide
 from ...data import cifar10, mnist1d
-from ..kit import Case, accuracies, by_scale
+from ..kit import TWO_ROUNDS, Case, accuracies, by_scale, quartered
 from ...pruning import remaining
 from ...recipes import Recipe, steps
 
@@ -21,7 +21,7 @@ from ...recipes import Recipe, steps
 class Study(Case):
     "A case, and the part of the paper's grid to run on it. Points in training are steps."
     ks:tuple # Rewinding steps (Fig. 1)
-    pair:tuple # The two k of the perturbations: the paper's 500 and 2000
+    pair:tuple # The k of the perturbations: the paper's 500 and 2000, or one
     levels:int # Rounds of pruning in Fig. 1
     at:tuple # Rounds after which subnetworks are perturbed (Figs. 4 to 7)
     level:int # That of Figs. 8 and 10
@@ -52,7 +52,7 @@ def resnet20(**changes)->Study:
     "ResNet-20 on CIFAR-10 as printed, with what is changed."
     printed = dict(ks=(0, 100, 250, 500, 1000, 2000, 4000), pair=(500, 2000), levels=12, at=(2, 4, 6, 8, 10), level=6,
                    epochs=('2ep', '5ep', '10ep', '20ep', '40ep'), rounds=10, chunk=250)
-    return Study('ResNet-20', nets.resnet20, cifar10(), CIFAR, **printed | changes)
+    return Study('ResNet-20', nets.resnet20, cifar10(), **dict(recipe=CIFAR) | printed | changes)
 
 def paper_studies()->list[Study]:
     "The five networks of the paper, 5 seeds each."
@@ -61,10 +61,10 @@ def paper_studies()->list[Study]:
 
 # %% ../../../nbs/lib/figures/early_phase/study.ipynb #d20096db
 def gpu_studies()->list[Study]:
-    "ResNet-20 as printed, 2 seeds, fewer k and sparsities; 36 % pruned a round, two of the paper's rounds at a time."
-    return [resnet20(ks=(0, 100, 500, 2000, 4000), levels=4, fraction=.36, at=(3,), level=3, seeds=2,
-                     epochs=('2ep', '10ep', '40ep'), rounds=1, share=1 - .8**6,
-                     note='2 seeds, 36 % pruned a round, Figure 9 in one shot')]
+    "ResNet-20 on a quarter of the schedule, 3 seeds, fewer k and sparsities; two of the paper's rounds at a time."
+    return [resnet20(recipe=quartered(CIFAR), ks=(0, 500, 2000), pair=(500,), levels=4,
+                     fraction=TWO_ROUNDS, at=(3,), level=3, seeds=3, epochs=(), tasks=(),
+                     note='15,625 of 62,500 steps, bf16, 3 seeds, 36 % pruned a round')]
 
 def cpu_studies()->list[Study]:
     "CIFAR-10 on two cores in an hour or two: ResNet-8, the smallest of the family, 800 steps."

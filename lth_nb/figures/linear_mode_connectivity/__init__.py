@@ -20,7 +20,8 @@ __all__ = ['ledger', 'BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20',
            'named_rates', 'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19', 'smoke_vgg19',
            'vgg19', 'vgg19_cases', 'wins', 'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices',
            'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along',
-           'table_along', 'table_of_choices']
+           'table_along', 'table_of_choices', 'RULES', 'WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer',
+           'has_both_rules', 'picture_of', 'under_each_rule']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #1c4c69a9
 from functools import partial
@@ -48,6 +49,8 @@ from lth_nb.figures.linear_mode_connectivity.learning_rate import (
 from .lenet_on_mnist import (
     TAB_LAST, TAB_LENET, along_training, choice, choices, last_and_best, lenet_only, lines_of_choice,
     only_with_mnist, row_of_choice, rows_along, table_along, table_of_choices)
+from .whole_line import (
+    RULES, WHOLE_LINE, curve_of, explorer_of, first_explorer, has_both_rules, picture_of, under_each_rule)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #dfd8edcd
 _all_ = ['BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20', 'VGG_16_KS', 'WARMUP', 'Case', 'cases',
@@ -67,7 +70,13 @@ _all_ = ['BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20', 'VGG_16_KS'
          'curves_vgg19', 'lm11', 'named_rates', 'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings',
          'small_vgg19', 'smoke_vgg19', 'vgg19', 'vgg19_cases', 'wins', 'TAB_LAST', 'TAB_LENET', 'along_training',
          'choice', 'choices', 'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice',
-         'rows_along', 'table_along', 'table_of_choices']
+         'rows_along', 'table_along', 'table_of_choices', 'RULES', 'WHOLE_LINE', 'curve_of', 'explorer_of',
+         'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule']
+
+# %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #a1c60e11
+from .whole_line import (
+    WHOLE_LINE, curve_of, explorer_of, first_explorer, has_both_rules, picture_of, under_each_rule)
+_all_ = ['WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #e6d1792b
 ledger = partial(kit.ledger, 'linear_mode_connectivity') # (scale): the claims of this chapter with their verdicts

@@ -27,7 +27,7 @@ def grid_of(case:Trial, level:int, kinds=KINDS)->dict: # {kind: {lr: scores [see
 # %% ../../../nbs/lib/figures/sanity_checks/panels.ipynb #65d91dc2
 def kinds_of(case:Trial)->tuple:
     "The kinds of runs that a case can have."
-    return tuple(kind for kind in KINDS if kind != 'small' or nets.families[case.network.name].width)
+    return tuple(kind for kind in case.kinds if kind != 'small' or nets.families[case.network.name].width)
 
 def all_panels(case:Trial)->dict: # {level: grid}
     "Every panel of a case."

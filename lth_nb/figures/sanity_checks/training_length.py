@@ -110,7 +110,8 @@ def across(case:Trial)->dict: # {lr: {kind: {level: scores [seeds]}}}
     def of(lr):
         curves = {'dense': {0: at('dense', lr, 0)}}
         curves['LT-IMP'] = {level: at('LT-IMP', lr, level) for level in range(1, case.rounds + 1)}
-        for kind in ('RR-IMP', 'LT-OMP', 'RR-OMP'): curves[kind] = {level: at(kind, lr, level) for level in levels}
+        for kind in ('RR-IMP', 'LT-OMP', 'RR-OMP'):
+            if kind in case.kinds: curves[kind] = {level: at(kind, lr, level) for level in levels}
         return curves
     return {lr: of(lr) for lr in (case.lrs if len(case.lrs) <= 4 else (.005, .01, .1))}
 
@@ -119,9 +120,10 @@ def draw_across(ax, case:Trial, by_kind:dict):
     "Accuracy against sparsity at one learning rate."
     whole = accuracies(by_kind['dense'][0])
     if np.isfinite(whole).any(): ax.axhline(np.nanmean(whole), color='0.5', lw=1, label='dense')
-    for kind in ('LT-IMP', 'RR-IMP', 'LT-OMP', 'RR-OMP'):
-        found = accuracies(list(by_kind[kind].values())).T
-        if np.isfinite(found).any(): band(ax, list(by_kind[kind]), found, label=kind, color=COLORS[kind])
+    for kind, by_level in by_kind.items():
+        found = accuracies(list(by_level.values())).T
+        if kind != 'dense' and np.isfinite(found).any():
+            band(ax, list(by_level), found, label=kind, color=COLORS[kind])
     if not ax.lines: return
     ticks = range(1, case.rounds + 1)[::max(1, case.rounds//6)]
     ax.set_xticks(ticks, [f'{case.sparsity(level):.2f}' for level in ticks])

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from ... import networks as nets
 from ...data import Dataset, MissingData, cifar10, cifar100, imagenet, mnist1d, tiny_imagenet
-from ..kit import Case, Needs, by_scale, figure
+from ..kit import Case, Needs, by_scale, figure, quartered
 from ...networks import counts
 from ...plotting import beside
 from ...recipes import Recipe
-from ...sanity_checks import unpruned
+from ...sanity_checks import KINDS, unpruned
 
 # %% ../../../nbs/lib/figures/sanity_checks/trials.ipynb #38a1e4a6
 def _check(trial):
@@ -37,6 +37,7 @@ class Trial(Case):
     "A case, and the part of the paper's grid to run on it. Its recipe's lr is replaced by each of `lrs`."
     lrs:tuple
     levels:tuple # Rounds of pruning at which every kind of run is made
+    kinds:tuple=KINDS # Of runs at these levels
     more:tuple=() # Rounds at which only tickets and re-initialised ones are, for Figures 1 and A.1
     fraction:float=.2 # Pruned a round, of what remains
     seeds:int=3
@@ -124,9 +125,14 @@ def paper_cases()->list[Trial]:
 
 # %% ../../../nbs/lib/figures/sanity_checks/trials.ipynb #f71a78e8
 def gpu_cases()->list[Trial]:
-    "ResNet-20 on CIFAR-10 at s = .914, four learning rates, three seeds."
-    return [replace(cifar_cases(cifar10())[0], lrs=(.005, .01, .05, .1), levels=(11,), more=(4, 8),
-                    table4=((.01, (.005, .01, .05)), (.1, (.01, .05, .1))), note='4 learning rates')]
+    "ResNet-20 and VGG-16 on CIFAR-10 at s = .914, on a quarter of the schedule, two learning rates, three seeds."
+    resnet20, *_, vgg16 = cifar_cases(cifar10())
+    kinds = 'dense', 'LT-IMP', 'RR-IMP', 'LT-OMP'
+    def cut(case):
+        return replace(case, recipe=quartered(case.recipe), lrs=(.01, .1), levels=(5,), fraction=1 - .8**2.2,
+                       kinds=kinds, more=(), short=None, rewind=0, table4=(), enough=True,
+                       note='40 of 160 epochs, bf16, 5 rounds of 39 %, 3 seeds')
+    return [cut(resnet20), cut(vgg16)]
 
 def cpu_cases()->list[Trial]:
     "ResNet-20 on CIFAR-10, a few hundred steps, pruned in four rounds."
