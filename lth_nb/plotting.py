@@ -34,8 +34,8 @@ _RC = {
     **dict.fromkeys(_INKED, INK), 'grid.color': INK, **dict.fromkeys(_CLEAR, 'none'),
     'axes.prop_cycle': mpl.cycler(color=COLORS), 'grid.alpha': .25,
     'axes.spines.top': False, 'axes.spines.right': False, 'legend.frameon': False,
-    'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 8.5, 'axes.labelsize': 8,
-    'xtick.labelsize': 7, 'ytick.labelsize': 7, 'legend.fontsize': 7,
+    'font.family': 'DejaVu Sans', 'font.size': 9, 'axes.titlesize': 10, 'axes.labelsize': 9.5,
+    'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9,
     'lines.linewidth': 1.4, 'lines.markersize': 3.5, 'axes.linewidth': .8,
     'figure.dpi': 110, 'savefig.dpi': 144, 'svg.hashsalt': 'lth_nb'}
 
@@ -169,11 +169,11 @@ def one_legend(
     known = _shared(legends)
     if known is None or len(known) > 12: return
     for legend in legends: legend.remove()
-    letters = 4.2*max(map(len, known)) + 32 # points: letters of size 7, and the line before them
+    letters = 5.4*max(map(len, known)) + 40 # points: letters of size 9, and the line before them
     columns = max(1, int(fig.get_figwidth()*72/letters))
     rows = math.ceil(len(known)/columns)
     fig.legend(known.values(), known.keys(), loc='outside upper left', ncols=math.ceil(len(known)/rows),
-        fontsize=7, frameon=False)
+        frameon=False)
 
 # %% ../nbs/lib/plotting.ipynb #4862eb0c
 def _wrap(fig, text, inches, size):

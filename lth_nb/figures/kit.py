@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUARTER', 'TWO_ROUNDS', 'LATER', 'FIGURES', 'Case', 'quartered', 'by_scale', 'available', 'Needs', 'planned',
            'accuracies', 'plus_minus', 'Claim', 'Figure', 'figure', 'Part', 'in_turn', 'caption', 'sheet', 'rows_of',
-           'decided', 'judged', 'judged_in_parts', 'verdicts', 'ledger', 'explorer', 'each_its_own']
+           'decided', 'judged', 'judged_in_parts', 'judged_claims', 'verdicts', 'ledger', 'explorer', 'each_its_own']
 
 # %% ../../nbs/lib/figures/kit.ipynb #552c075a
 from collections.abc import Callable
@@ -191,14 +191,13 @@ def caption(values:dict, scale:str)->str: # 'Scale quick (MNIST-1D, 3 initialisa
 def _is_bare(ax): return not (ax.lines or ax.collections or ax.images or ax.texts or ax.patches)
 
 def _legend(ax):
-    if ax.get_legend_handles_labels()[0] and not ax.get_legend(): ax.legend(fontsize=6)
+    if ax.get_legend_handles_labels()[0] and not ax.get_legend(): ax.legend()
 
-def _legend_beside(fig, ax): # of a single panel, where it would lie on the curves
+def _legend_above(fig, ax): # of a single panel, where it would lie on the curves
     handles, labels = ax.get_legend_handles_labels()
-    if len(labels) < 5: return
+    if not labels: return
     ax.get_legend().remove()
-    fig.set_figwidth(fig.get_figwidth() + 1.2)
-    fig.legend(handles, labels, loc='outside right upper', fontsize=6.5)
+    fig.legend(handles, labels, loc='outside upper left', ncols=2)
 
 def _todo(values, panels):
     "(title, draw or None, why there is nothing) of each panel."
@@ -210,8 +209,8 @@ def _todo(values, panels):
 def sheet(values:dict, # {case: values}
     scale:str,
     panels:Callable, # (case, values) -> list of (title, draw(ax))
-    size=(3.3, 2.6), # Of a panel, inches
-    columns:int=3, # Panels in a row, at most
+    size=(4.2, 2.9), # Of a panel, inches
+    columns:int=2, # Panels in a row, at most
     more:str='' # Said at the end of the caption
     ):
     "A figure of panels, with the caption that says what was run."
@@ -223,7 +222,7 @@ def sheet(values:dict, # {case: values}
         if draw: draw(ax)
         if _is_bare(ax): empty(ax, why)
         else: _legend(ax)
-    if len(axes) == 1: _legend_beside(fig, axes[0])
+    if len(axes) == 1: _legend_above(fig, axes[0])
     scale_note(fig, caption(values, scale) + more)
     return fig
 
@@ -285,18 +284,20 @@ def _place(claim): # 'LM12b' after 'LM12', before 'LM13'
     number = re.search(r'\d+', claim)
     return (int(number.group()) if number else 0, claim)
 
+def judged_claims(chapter:str, scale:str, store=None)->list: # [(figure, claim, verdict)], in the claims' order
+    "What the stored results say about each claim of a chapter."
+    figures = [figure for figure in FIGURES.values() if figure.id.startswith(f'{chapter}/')]
+    found = [(figure, claim, _verdict(figure, claim, scale, store))
+             for figure in figures for claim in figure.claims.values()]
+    return sorted(found, key=lambda row: _place(row[1].id))
+
 def verdicts(chapter:str, scale:str=None, # None: as settings say
     digits:str='.1f', store=None)->list[dict]:
     "What the stored results say about each claim of a chapter, as rows of a table."
-    scale = scale or settings().scale
-    rows = []
-    for figure in FIGURES.values():
-        if not figure.id.startswith(f'{chapter}/'): continue
-        for claim in figure.claims.values():
-            verdict = _verdict(figure, claim, scale, store)
-            rows.append(dict(claim=claim.id, text=claim.text, verdict=str(verdict),
-                             size=size_of(verdict, digits), by=verdict.why))
-    return sorted(rows, key=lambda row: _place(row['claim']))
+    found = judged_claims(chapter, scale or settings().scale, store)
+    return [dict(claim=claim.id, text=claim.text, verdict=str(verdict), size=size_of(verdict, digits), by=verdict.why)
+            for _, claim, verdict in found]
+
 
 # %% ../../nbs/lib/figures/kit.ipynb #2dc579bc
 def ledger(chapter:str, scale:str=None, # None: as settings say
