@@ -144,11 +144,98 @@ def test_median_onset():
     assert math.isnan(figures.median_onset({0: np.array([9., 9, 1])}, 2))   # no majority
 
 
+def ends_at(*errors): return [a_line(1, error) for error in errors]
+
+
+LOW_RATE, WARM = named(QUICK, 'Conv low'), named(QUICK, 'Conv warmup')
+
 @pytest.mark.parametrize('low,holds', [(.1, True), (5., False)])
-def test_table_2_verdicts(low, holds):
-    full = lines_of(1, 1, 1)
-    imp = [a_line(1, 5 + low + d) for d in (0, .01, .02)]
-    assert figures.lm6({named(QUICK, 'Conv low'): dict(full=full, imp=imp)}, 'quick').holds is holds
+def test_low_rates_and_warmup_match_and_are_stable(low, holds):
+    lines = dict(full=lines_of(1, 1, 1), imp=ends_at(5 + low, 5.01 + low, 5.02 + low))
+    assert figures.lm6({LOW_RATE: lines, WARM: lines}, 'quick').holds is holds
+    unstable = dict(lines, imp=lines_of(*HIGH))
+    assert figures.lm6({LOW_RATE: lines, WARM: unstable}, 'quick').holds is False
+
+
+def test_a_yes_on_low_rates_and_warmup_takes_both():
+    lines = dict(full=lines_of(1, 1, 1), imp=ends_at(5.1, 5.11, 5.12))
+    verdict = figures.lm6({LOW_RATE: lines}, 'quick')
+    assert verdict.holds is None and 'only low was run' in verdict.why
+
+
+# What varies from one initialisation to the next is in both of a pair
+DENSE = (3, 5, 7)
+
+@pytest.mark.parametrize('lost,holds', [((.1, .12, .08), True), ((2, 2.1, 1.9), False), ((-1, .5, 2), None)])
+def test_subnetworks_are_compared_with_their_own_whole_network(lost, holds):
+    lines = dict(full=ends_at(*DENSE), imp=ends_at(*(a + b for a, b in zip(DENSE, lost))))
+    assert figures.matching(CONV, lines['full'], lines['imp']).holds is holds
+    assert figures.lm6({LOW_RATE: lines, WARM: lines}, 'quick').holds is holds
+
+
+def test_controls_are_compared_with_their_own_ticket():
+    """IMP's errors are 3, 5 and 7; the control's are 4, 2 and 7 higher. As if the control's mean were a constant the
+    lead is 5.3 to 3.3 points lower or higher; in pairs it is what it is."""
+    lead = np.array([1., 12.9, 7.])
+    lines = dict(imp=ends_at(*DENSE), reinit=ends_at(*(DENSE + lead)), prune=ends_at(40, 41, 42))
+    verdict = figures.lm5({CONV: lines}, 'quick')
+    assert math.isclose(verdict.effect, lead.mean())
+    assert verdict.holds is None
+    lines['reinit'] = ends_at(*(DENSE + np.array([2., 2.1, 1.9])))
+    assert figures.lm5({CONV: lines}, 'quick').holds is False
+
+
+def test_a_hopeless_control_changes_nothing():
+    lines = dict(imp=ends_at(*DENSE), reinit=ends_at(*(np.array(DENSE) + .1)))
+    near, far = (figures.lm5({CONV: dict(lines, prune=ends_at(*errors))}, 'quick')
+                 for errors in ((8, 9, 9), (20, 90, 50)))
+    assert near.holds is far.holds is True
+
+
+def test_one_pair_shares_its_networks_with_the_others():
+    "Nine lines of three initialisations are three samples."
+    case = PAPER['LeNet']
+    lines = lines_of(*[1.]*3, *[1.1]*3, *[9.]*3)
+    assert figures.by_initialisation(lines, case).tolist() == pytest.approx([1, 1.1, 9])
+    assert figures.stability(lines, case).holds is None
+
+
+def test_barriers_are_judged_by_factors():
+    verdict = figures.lm1({CONV: {'averaged': lines_of(14, 14, 25)}}, 'quick')
+    assert verdict.holds is True
+    low, high = verdict.interval
+    assert 7 < low < 8 and 38 < high < 40
+
+
+REST = {50: (.65, .45, 7.5), 200: (.4, .4, .4)}
+RESET = {50: (2.3, 2.4, 9.85), 200: (.4, .4, .4)}
+
+def schedules(rest, reset):
+    return {CONV: {end: {0: lines_of(*HIGH), **{k: lines_of(*peaks) for k, peaks in by_k.items()}}
+                   for end, by_k in dict(rest=rest, reset=reset).items()}}
+
+
+def test_a_stable_k_says_nothing_about_the_schedule():
+    "Instability doubles at k = 50 in all three; that both are .4 at k = 200 must not hide it."
+    verdict = figures.lm4(schedules(REST, RESET), 'quick')
+    assert verdict.holds is None
+    assert 'k = 50' in verdict.why and 'k = 200' not in verdict.why
+    assert figures.lm4(schedules({50: (4, 5, 6)}, {50: (20, 26, 29)}), 'quick').holds is False
+    assert figures.lm4(schedules({50: (4, 5, 6)}, {50: (4.2, 4.8, 6.3)}), 'quick').holds is True
+    assert figures.lm4(schedules({200: LOW}, {200: LOW}), 'quick').holds is None
+
+
+@pytest.mark.parametrize('stable,lost,holds', [(LOW, .1, True), (HIGH, 3, True), (LOW, 3, False), (HIGH, .1, False)])
+def test_matching_where_stable(stable, lost, holds):
+    imp = [a_line(peak, 5 + lost) for peak in stable]
+    assert figures.lm7({CONV: dict(full=ends_at(5, 5, 5), imp=imp)}, 'quick').holds is holds
+
+
+def test_lm6_and_lm7_have_one_rule_for_matching():
+    "A warmup network that LM6 leaves open is open in LM7, too."
+    lines = dict(full=ends_at(*DENSE), imp=[a_line(.5, error) for error in (2.5, 5.5, 8.)])
+    assert figures.lm6({LOW_RATE: lines, WARM: lines}, 'quick').holds is None
+    assert figures.lm7({WARM: lines}, 'quick').holds is None
 
 
 @pytest.mark.parametrize('by_k,holds', [
@@ -180,15 +267,41 @@ def test_subnetworks_stable_and_matching_verdict(imp, lost, dense, holds):
     assert figures.lm8({CONV: values}, 'quick').holds is holds
 
 
-@pytest.mark.parametrize('imp,prune,holds', [(.1, .1, True), (.1, 5, False), (5, .1, None)])
-def test_sparsities_verdict(imp, prune, holds):
-    """Stable from the second k on; matching from there, or a place later, which decides nothing;
-    random pruning as good at low sparsity or not."""
+@pytest.mark.parametrize('imp,prune,sparse,holds', [
+    (.1, .1, 3, True), (3, .1, 3, True),   # matching from the k of stability, or a place later
+    (9, .1, 3, False),                     # two places later
+    (.1, 5, 3, False),                     # random ones do not match at low sparsity
+    (.1, .1, .1, False)])                  # one matches at extreme sparsity
+def test_sparsities_verdict(imp, prune, sparse, holds):
+    "Stable from the second k on."
     first, second, third = CONV.sub_ks
-    found = {first: lines_of(*HIGH, ends=10.), second: lines_of(*LOW, ends=5 + imp), third: lines_of(*LOW, ends=5.1)}
+    last = 3 if imp == 9 else .1
+    found = {first: lines_of(*HIGH, ends=10.), second: lines_of(*LOW, ends=5 + imp),
+             third: lines_of(*LOW, ends=5 + last)}
+    if imp == 9: found[first] = lines_of(*LOW, ends=14.)
+    at_end = {k: lines_of(*HIGH, ends=5 + sparse) for k in CONV.sub_ks}
     random = {k: lines_of(*HIGH, ends=5 + prune) for k in CONV.sub_ks}
-    values = dict(full=lines_of(*HIGH), imp=dict.fromkeys(CONV.sweep, found), prune=dict.fromkeys(CONV.sweep, random))
+    imps = {level: found for level in CONV.sweep} | {CONV.sweep[-1]: at_end}
+    prunes = {level: random for level in CONV.sweep} | {CONV.sweep[-1]: at_end}
+    values = dict(full=lines_of(*HIGH), imp=imps, prune=prunes)
     assert figures.lm10({CONV: values}, 'quick').holds is holds
+
+
+def scores(*errors): return [{2000: dict(test=dict(error=error))} for error in errors]
+
+def at_rate(full, imp, reinit): # Errors of three initialisations each
+    runs = zip(*(scores(*errors) for errors in (full, imp, reinit)))
+    return [dict(full={0: a}, imp={3: b}, reinit={3: c}) for a, b, c in runs]
+
+WINS = at_rate((3, 4, 5), (3.1, 4.1, 5), (6, 7.2, 8))
+LEADS_ONLY = at_rate((3, 4, 5), (5, 6.1, 7), (7, 8.2, 9.1))
+HOPELESS = at_rate((90, 90, 90), (90, 89, 90), (90, 90, 88))
+
+@pytest.mark.parametrize('large,small,holds', [
+    (LEADS_ONLY, WINS, True), (WINS, WINS, False), (LEADS_ONLY, LEADS_ONLY, False), (HOPELESS, WINS, None)])
+def test_winning_tickets_by_learning_rate(large, small, holds):
+    case = replace(figures.vgg19_cases('quick')[0], levels=(3,))
+    assert figures.lm11({case: {'0.5': large, '0.05': small}}, 'quick').holds is holds
 
 
 def published(figure): return figure.values('paper', store=Published(ROOT/'nbs/results'), stored=True)
@@ -201,9 +314,10 @@ def test_published_lenet_is_as_accurate_as_the_papers():
 
 
 def test_published_lenet_is_stable_at_every_k():
-    peaks = figures.sizes_of(published(figures.FIG_3)[PAPER['LeNet']], figures.barriers)
-    assert len(peaks) > 1
-    assert [k for k, found in peaks.items() if found.mean() >= 2] == []
+    case = PAPER['LeNet']
+    seen = figures.stability_at(case, published(figures.FIG_3)[case])
+    assert len(seen) > 1
+    assert [k for k, verdict in seen.items() if not verdict.holds] == []
 
 
 def test_a_panel_without_values_says_so():

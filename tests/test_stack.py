@@ -11,9 +11,10 @@ from lth_nb.engine import Member, Replica, Stack, stack_size, unstackable
 from lth_nb.engine.layers import odd_parameter, stack_agrees, unknown_layer
 from lth_nb.engine.stack import TURN, fill, places_in, run_all, stack_key
 from lth_nb.engine.weights import ALIGN
-from lth_nb.experiment import Store, compute
+from lth_nb.experiment import Fleet, Store, compute
 from lth_nb.experiment.company import Company, parts, units
 from lth_nb.pruning import prune
+from lth_nb.running import ticks
 from lth_nb.training import Recipe, evaluate, init, train
 from helpers import (ADAM, SGD, EagerStream, assert_close, conv, far, identical, mlp, plain_loop, plus_zero,
                      random_mask, same, toy)
@@ -458,3 +459,21 @@ def test_cuda_through_compute(images, tmp_path):
     fork = train(runs[5].at(120), images[1], recipe, order=5).at('end')
     forked = compute(fork, store=Store(tmp_path/'many'), device='cuda', quiet=True)
     assert same(forked, many[11], ('weights', 'buffers'))
+
+
+# ------------------------------------------------------------------ within a limit of time
+
+def test_a_limit_of_time_ends_whole_stacks(tmp_path, capsys, monkeypatch):
+    "A replica-step takes 10 ms: twelve trainings of 300 steps in stacks of four, time for ten. Eight end."
+    monkeypatch.setenv('LTH_NB_STACK', '4')
+    recipe = replace(SGD, steps=300)
+    wanted = [train(init(conv, seed=seed), toy, recipe, order=seed).at('end') for seed in range(12)]
+    store = Store(tmp_path)
+    def clock(): return ticks()/100
+    def found(trainings):
+        fleet = Fleet(16, device='cpu', clock=clock)
+        states = compute(wanted, store=store, executor=fleet, minutes=trainings*300/100/60)
+        return sum(state is not None for state in states)
+    assert found(10) == 8
+    assert 'stopped with 4 trajectories at' in capsys.readouterr().out
+    assert found(12) == 12

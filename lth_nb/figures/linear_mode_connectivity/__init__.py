@@ -6,22 +6,24 @@
 __all__ = ['ledger', 'BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20', 'VGG_16_KS', 'WARMUP', 'Case', 'cases',
            'conv_cases', 'cpu_cases', 'fewer', 'gpu_cases', 'imagenet_cases', 'is_gentle', 'is_pruned', 'is_small',
            'is_standard', 'lenet', 'on_curves', 'paper_cases', 'printed', 'quick_cases', 'residual_case',
-           'resnet20_cases', 'share_of', 'small_resnet20_cases', 'smoke_cases', 'vgg16_cases', 'FIG_2', 'PAPER_TABLE_1',
-           'SPLITS', 'STABLE', 'TAB_1', 'about_1', 'accuracy', 'barriers', 'curves', 'end_errors', 'from_init',
-           'in_words', 'lm1', 'lm2', 'measured', 'panel_2', 'row_1', 'table_1', 'EARLY', 'FIG_3', 'FIG_4',
-           'PAPER_FIG_3', 'PAPER_KS', 'at_every_k', 'band_over_k', 'becomes_stable_early', 'explorer', 'first_below',
-           'lm3', 'lm4', 'panel_3', 'panel_4', 'papers', 'ragged', 'rest_and_reset', 'share_of_training', 'sizes_of',
-           'stable_line', 'standing', 'CLEAR', 'COLORS', 'FIG_5', 'FIG_6', 'FIG_7', 'PAPER_TABLE_2', 'SAME', 'TAB_2',
-           'against_k', 'at_init', 'bands_of_kinds', 'has_many_ks', 'in_order', 'lm5', 'lm6', 'lm7', 'lm8', 'lm9',
-           'matches', 'panel_5', 'panel_6', 'panel_7', 'place', 'pruned_title', 'row_2', 'sizes_of_random',
-           'smallest_of', 'table_2', 'FIG_9', 'RANGES', 'across_sparsities', 'lm10', 'median_onset', 'nearest',
-           'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase', 'curves_vgg19', 'lm11', 'named_rates',
-           'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19', 'smoke_vgg19', 'vgg19',
-           'vgg19_cases', 'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices', 'last_and_best', 'lenet_only',
-           'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along', 'table_along', 'table_of_choices',
-           'WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule',
-           'PAPER_SAYS', 'SURFACE', 'Reading', 'draw_surfaces', 'only', 'reading', 'say_barriers', 'say_cost',
-           'say_reset', 'say_stable_from', 'say_together', 'shown', 'surfaces', 'verdicts']
+           'resnet20_cases', 'share_of', 'small_resnet20_cases', 'smoke_cases', 'vgg16_cases', 'FIG_2', 'NOISE',
+           'PAPER_TABLE_1', 'SPLITS', 'STABLE', 'TAB_1', 'about_1', 'accuracy', 'barriers', 'by_initialisation',
+           'curves', 'doublings', 'end_errors', 'from_init', 'in_words', 'lm1', 'lm2', 'measured', 'paired', 'panel_2',
+           'row_1', 'stability', 'table_1', 'EARLY', 'FIG_3', 'FIG_4', 'PAPER_FIG_3', 'PAPER_KS', 'at_every_k',
+           'band_over_k', 'becomes_stable_early', 'explorer', 'lm3', 'lm4', 'panel_3', 'panel_4', 'papers', 'ragged',
+           'reset_against_rest', 'rest_and_reset', 'share_of_training', 'stability_at', 'stable_from', 'stable_line',
+           'standing', 'COLORS', 'FIG_5', 'FIG_6', 'FIG_7', 'MATCH', 'PAPER_TABLE_2', 'PLACES', 'TAB_2', 'against_k',
+           'agree', 'at_init', 'bands_of_kinds', 'before_the_whole', 'first_places', 'has_many_ks', 'lm5', 'lm6', 'lm7',
+           'lm8', 'lm9', 'matching', 'panel_5', 'panel_6', 'panel_7', 'place', 'places_apart', 'pruned_title', 'row_2',
+           'sizes_of_random', 'smallest_of', 'table_2', 'FIG_9', 'RANGES', 'across_sparsities', 'lm10', 'median_onset',
+           'nearest', 'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase', 'curves_vgg19', 'lm11',
+           'named_rates', 'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19', 'smoke_vgg19',
+           'vgg19', 'vgg19_cases', 'wins', 'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices',
+           'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along',
+           'table_along', 'table_of_choices', 'RULES', 'WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer',
+           'has_both_rules', 'picture_of', 'under_each_rule', 'PAPER_SAYS', 'SURFACE', 'Reading', 'draw_surfaces',
+           'only', 'reading', 'say_barriers', 'say_cost', 'say_reset', 'say_stable_from', 'say_together', 'shown',
+           'surfaces', 'verdicts']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #1c4c69a9
 from functools import partial
@@ -31,43 +33,47 @@ from .rows import (
     fewer, gpu_cases, imagenet_cases, is_gentle, is_pruned, is_small, is_standard, lenet, on_curves, paper_cases,
     printed, quick_cases, residual_case, resnet20_cases, share_of, small_resnet20_cases, smoke_cases, vgg16_cases)
 from .lines import (
-    FIG_2, PAPER_TABLE_1, SPLITS, STABLE, TAB_1, about_1, accuracy, barriers, curves, end_errors, from_init,
-    in_words, lm1, lm2, measured, panel_2, row_1, table_1)
+    FIG_2, NOISE, PAPER_TABLE_1, SPLITS, STABLE, TAB_1, about_1, accuracy, barriers, by_initialisation, curves,
+    doublings, end_errors, from_init, in_words, lm1, lm2, measured, paired, panel_2, row_1, stability, table_1)
 from lth_nb.figures.linear_mode_connectivity.instability import (
-    EARLY, FIG_3, FIG_4, PAPER_FIG_3, PAPER_KS, at_every_k, band_over_k, becomes_stable_early, explorer,
-    first_below, lm3, lm4, panel_3, panel_4, papers, ragged, rest_and_reset, share_of_training, sizes_of,
-    stable_line, standing)
-from lth_nb.figures.linear_mode_connectivity.subnetworks import (
-    CLEAR, COLORS, FIG_5, FIG_6, FIG_7, PAPER_TABLE_2, SAME, TAB_2, against_k, at_init, bands_of_kinds,
-    has_many_ks, in_order, lm5, lm6, lm7, lm8, lm9, matches, panel_5, panel_6, panel_7, place, pruned_title,
-    row_2, sizes_of_random, smallest_of, table_2)
+    EARLY, FIG_3, FIG_4, PAPER_FIG_3, PAPER_KS, at_every_k, band_over_k, becomes_stable_early, explorer, lm3, lm4,
+    panel_3, panel_4, papers, ragged, reset_against_rest, rest_and_reset, share_of_training, stability_at,
+    stable_from, stable_line, standing)
+from .subnetworks import (
+    COLORS, FIG_5, FIG_6, FIG_7, MATCH, PAPER_TABLE_2, PLACES, TAB_2, against_k, agree, at_init, bands_of_kinds,
+    before_the_whole, first_places, has_many_ks, lm5, lm6, lm7, lm8, lm9, matching, panel_5, panel_6, panel_7,
+    place, places_apart, pruned_title, row_2, sizes_of_random, smallest_of, table_2)
 from .sparsities import (
     FIG_9, RANGES, across_sparsities, lm10, median_onset, nearest, onsets, onsets_coincide, panel_9)
 from lth_nb.figures.linear_mode_connectivity.learning_rate import (
     FIG_VGG19, PrunedCase, curves_vgg19, lm11, named_rates, panels_vgg19, pruned_and_read, pruned_runs, readings,
-    small_vgg19, smoke_vgg19, vgg19, vgg19_cases)
+    small_vgg19, smoke_vgg19, vgg19, vgg19_cases, wins)
 from .lenet_on_mnist import (
     TAB_LAST, TAB_LENET, along_training, choice, choices, last_and_best, lenet_only, lines_of_choice,
     only_with_mnist, row_of_choice, rows_along, table_along, table_of_choices)
+from .whole_line import (
+    RULES, WHOLE_LINE, curve_of, explorer_of, first_explorer, has_both_rules, picture_of, under_each_rule)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #dfd8edcd
 _all_ = ['BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20', 'VGG_16_KS', 'WARMUP', 'Case', 'cases',
          'conv_cases', 'cpu_cases', 'fewer', 'gpu_cases', 'imagenet_cases', 'is_gentle', 'is_pruned', 'is_small',
          'is_standard', 'lenet', 'on_curves', 'paper_cases', 'printed', 'quick_cases', 'residual_case',
-         'resnet20_cases', 'share_of', 'small_resnet20_cases', 'smoke_cases', 'vgg16_cases', 'FIG_2',
-         'PAPER_TABLE_1', 'SPLITS', 'STABLE', 'TAB_1', 'about_1', 'accuracy', 'barriers', 'curves', 'end_errors',
-         'from_init', 'in_words', 'lm1', 'lm2', 'measured', 'panel_2', 'row_1', 'table_1', 'EARLY', 'FIG_3', 'FIG_4',
-         'PAPER_FIG_3', 'PAPER_KS', 'at_every_k', 'band_over_k', 'becomes_stable_early', 'explorer', 'first_below',
-         'lm3', 'lm4', 'panel_3', 'panel_4', 'papers', 'ragged', 'rest_and_reset', 'share_of_training', 'sizes_of',
-         'stable_line', 'standing', 'CLEAR', 'COLORS', 'FIG_5', 'FIG_6', 'FIG_7', 'PAPER_TABLE_2', 'SAME', 'TAB_2',
-         'against_k', 'at_init', 'bands_of_kinds', 'has_many_ks', 'in_order', 'lm5', 'lm6', 'lm7', 'lm8', 'lm9',
-         'matches', 'panel_5', 'panel_6', 'panel_7', 'place', 'pruned_title', 'row_2', 'sizes_of_random',
-         'smallest_of', 'table_2', 'FIG_9', 'RANGES', 'across_sparsities', 'lm10', 'median_onset', 'nearest',
-         'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase', 'curves_vgg19', 'lm11', 'named_rates',
-         'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings', 'small_vgg19', 'smoke_vgg19', 'vgg19',
-         'vgg19_cases', 'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices', 'last_and_best',
-         'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along', 'table_along',
-         'table_of_choices']
+         'resnet20_cases', 'share_of', 'small_resnet20_cases', 'smoke_cases', 'vgg16_cases', 'FIG_2', 'NOISE',
+         'PAPER_TABLE_1', 'SPLITS', 'STABLE', 'TAB_1', 'about_1', 'accuracy', 'barriers', 'by_initialisation',
+         'curves', 'doublings', 'end_errors', 'from_init', 'in_words', 'lm1', 'lm2', 'measured', 'paired', 'panel_2',
+         'row_1', 'stability', 'table_1', 'EARLY', 'FIG_3', 'FIG_4', 'PAPER_FIG_3', 'PAPER_KS', 'at_every_k',
+         'band_over_k', 'becomes_stable_early', 'explorer', 'lm3', 'lm4', 'panel_3', 'panel_4', 'papers', 'ragged',
+         'reset_against_rest', 'rest_and_reset', 'share_of_training', 'stability_at', 'stable_from', 'stable_line',
+         'standing', 'COLORS', 'FIG_5', 'FIG_6', 'FIG_7', 'MATCH', 'PAPER_TABLE_2', 'PLACES', 'TAB_2', 'against_k',
+         'agree', 'at_init', 'bands_of_kinds', 'before_the_whole', 'first_places', 'has_many_ks', 'lm5', 'lm6',
+         'lm7', 'lm8', 'lm9', 'matching', 'panel_5', 'panel_6', 'panel_7', 'place', 'places_apart', 'pruned_title',
+         'row_2', 'sizes_of_random', 'smallest_of', 'table_2', 'FIG_9', 'RANGES', 'across_sparsities', 'lm10',
+         'median_onset', 'nearest', 'onsets', 'onsets_coincide', 'panel_9', 'FIG_VGG19', 'PrunedCase',
+         'curves_vgg19', 'lm11', 'named_rates', 'panels_vgg19', 'pruned_and_read', 'pruned_runs', 'readings',
+         'small_vgg19', 'smoke_vgg19', 'vgg19', 'vgg19_cases', 'wins', 'TAB_LAST', 'TAB_LENET', 'along_training',
+         'choice', 'choices', 'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice',
+         'rows_along', 'table_along', 'table_of_choices', 'RULES', 'WHOLE_LINE', 'curve_of', 'explorer_of',
+         'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #a1c60e11
 from .whole_line import (

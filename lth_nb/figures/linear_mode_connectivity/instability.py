@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['PAPER_FIG_3', 'PAPER_KS', 'FIG_3', 'EARLY', 'FIG_4', 'at_every_k', 'ragged', 'band_over_k', 'papers', 'stable_line',
-           'panel_3', 'share_of_training', 'sizes_of', 'first_below', 'becomes_stable_early', 'lm3', 'rest_and_reset',
-           'panel_4', 'lm4', 'standing', 'explorer']
+           'panel_3', 'share_of_training', 'stability_at', 'stable_from', 'becomes_stable_early', 'lm3',
+           'rest_and_reset', 'panel_4', 'reset_against_rest', 'lm4', 'standing', 'explorer']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #2255e70f
+from dataclasses import replace
 from functools import partial
 import math
 import numpy as np
-from .lines import SPLITS, STABLE, barriers, curves, measured
+from .lines import (
+    SPLITS, STABLE, barriers, by_initialisation, curves, doublings, measured, stability)
 from .rows import RESNET_20_KS, VGG_16_KS, Case, cases, is_standard
-from ...claims import Verdict, decide, together, within
+from ...claims import Verdict, together, within
 from .. import kit
-from ..kit import Needs, figure, judged, planned, sheet
+from ..kit import Needs, decided, figure, judged, planned, sheet
 from ...linear_mode_connectivity import dense_lines
 from ...plotting import band, categorical_steps, empty, grid, paper_curve
-from ...recipes import steps
+from ...recipes import TABLE_1, steps
 from ...settings import settings
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #2017ccc8
@@ -52,8 +54,8 @@ PAPER_KS = {'ResNet-20': RESNET_20_KS, 'VGG-16': VGG_16_KS,
             'Inception-v3': tuple(f'{epoch}ep' for epoch in range(0, 31, 2))}
 
 def papers(case:Case)->dict: # {position on the axis of its ks: the paper's test instability}
-    "The paper's points of Figure 3 for a case."
-    if case.name not in PAPER_FIG_3: return {}
+    "The paper's points of Figure 3 for a case that trains as the paper does: a step means something else elsewhere."
+    if case.name not in PAPER_FIG_3 or case.recipe != TABLE_1[case.name]: return {}
     paper = dict(zip(PAPER_KS[case.name], PAPER_FIG_3[case.name]['test']))
     return {i: paper[k] for i, k in enumerate(case.ks) if k in paper}
 
@@ -82,38 +84,43 @@ EARLY = 20 # Per cent of training
 def share_of_training(case, k)->float: # Per cent
     return 100*steps(k, case.recipe.per_epoch(case.data))/case.recipe.end(case.data)
 
-def sizes_of(by_k:dict, # {k: lines}
-    size # lines -> [lines]
-    )->dict: # {k: [lines]}, of those that are there
-    return {k: size(lines) for k, lines in by_k.items() if measured(lines)}
-
-def first_below(sizes:dict, # {k: [lines]}
-    threshold:float):
-    "First k at which the mean of a size is below a threshold, or None."
-    return next((k for k, found in sizes.items() if found.mean() < threshold), None)
+def stability_at(case, by_k:dict # {k: lines}
+    )->dict: # {k: Verdict}, of those that are there
+    return {k: stability(lines, case) for k, lines in by_k.items() if measured(lines)}
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #d1b537e7
-def becomes_stable_early(case, peaks:dict # {k: instabilities}
+def stable_from(seen:dict # {k: whether stable}
+    ): # A k, or None
+    "The first k at which copies are clearly stable, with none after it at which they clearly are not."
+    ks = list(seen)
+    unstable = [i for i, verdict in enumerate(seen.values()) if verdict.holds is False]
+    later = ks[unstable[-1] + 1 if unstable else 0:]
+    return next((k for k in later if seen[k].holds), None)
+
+def becomes_stable_early(case, seen:dict # {k: whether stable}
     )->Verdict:
     "Whether a network falls to stability within the first fifth of its training."
-    stable, last = first_below(peaks, STABLE), list(peaks)[-1]
-    if stable is None: return decide(peaks[last], STABLE, why=f'not at k = {last} yet')
-    after = share_of_training(case, stable)
-    earlier = list(peaks)[:list(peaks).index(stable)]
-    late = any(share_of_training(case, k) >= EARLY and decide(peaks[k], STABLE).holds is False for k in earlier)
-    holds = False if late else None
-    if after <= EARLY: holds = True
-    why = f'stable on average from k = {stable}, {after:.1f} % of training'
-    return Verdict(holds, after, unit='% of training', why=why)
+    share = {k: share_of_training(case, k) for k in seen}
+    stable, last = stable_from(seen), list(seen)[-1]
+    if stable is not None and share[stable] <= EARLY:
+        why = f'clearly stable at k = {stable}, {share[stable]:.1f} % of training'
+        return replace(seen[stable], holds=True, why=why)
+    late = [k for k in seen if share[k] >= EARLY and seen[k].holds is False]
+    if late or seen[last].holds is False:
+        k = (late or [last])[-1]
+        return replace(seen[k], holds=False, why=f'not stable at k = {k}, {share[k]:.1f} % of training')
+    where = 'at no k' if stable is None else f'only at k = {stable}, {share[stable]:.1f} % of training'
+    return replace(seen[last], holds=None, why=f'clearly stable {where}')
 
+# %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #6024cd63
 @FIG_3.claim('LM3', 'Instability falls as k grows, down to stability, early in training.')
 def lm3(values, scale):
     def judge(case, by_k):
-        peaks = sizes_of(by_k, barriers)
-        if len(peaks) < 2: return None
-        first, *_, last = peaks.values()
-        falls = decide(first - last.mean(), 0, below=False)
-        return together({'falls': falls, 'to stability, early': becomes_stable_early(case, peaks)})
+        seen = stability_at(case, by_k)
+        if len(seen) < 2: return None
+        first, last = (by_initialisation(by_k[k], case) for k in (list(seen)[0], list(seen)[-1]))
+        falls = decided(doublings(first, last), 1, below=False, unit='doublings', why='to half or less')
+        return together({'falls': falls, 'to stability, early': becomes_stable_early(case, seen)})
     return judged(values, judge, is_standard)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #61c50c75
@@ -136,14 +143,26 @@ FIG_4 = figure('linear_mode_connectivity/figure-4', 'The schedule reset', 'LMC F
     draw=lambda values, scale: sheet(values, scale, panel_4, size=(4.5, 3)))
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #2122e2fd
+def reset_against_rest(case, by_end)->dict: # {k: doublings [initialisations]}, of k at which a difference can show
+    "How much higher instability is where the schedule starts over."
+    found = {}
+    for k in by_end['rest']:
+        rest, reset = (by_end[end].get(k) for end in ('rest', 'reset'))
+        if k == 0 or not measured(rest) or not measured(reset): continue
+        if stability(rest, case).holds and stability(reset, case).holds: continue
+        found[k] = doublings(*(by_initialisation(lines, case) for lines in (reset, rest)))
+    return found
+
 @FIG_4.claim('LM4', 'What matters is the state at k, not the steps left: resetting the schedule changes nothing.')
 def lm4(values, scale):
+    def same(more): return within(more[np.isfinite(more)], 1, 'doublings', 'reset over rest')
     def judge(case, by_end):
-        rest, reset = (sizes_of(by_end[end], barriers) for end in ('rest', 'reset'))
-        ks = [k for k in rest if k != 0 and k in reset]
-        if not ks: return None
-        apart = np.concatenate([reset[k] - rest[k] for k in ks])
-        return within(apart, STABLE, why='reset minus rest, over all k > 0; the same means within 2 points')
+        if not any(measured(lines) for k, lines in by_end['reset'].items() if k != 0): return None
+        found = reset_against_rest(case, by_end)
+        if not found: return Verdict(None, why='stable at every k > 0 either way: no difference can show')
+        parts = {f'k = {k}': same(more) for k, more in found.items()}
+        if len(found) > 1: parts['over these k'] = same(np.mean(list(found.values()), axis=0))
+        return together(parts)
     return judged(values, judge)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #0f95be9b

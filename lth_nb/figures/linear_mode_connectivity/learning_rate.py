@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['vgg19_cases', 'FIG_VGG19', 'PrunedCase', 'named_rates', 'vgg19', 'small_vgg19', 'smoke_vgg19', 'curves_vgg19',
-           'pruned_runs', 'readings', 'pruned_and_read', 'panels_vgg19', 'lm11']
+           'pruned_runs', 'readings', 'pruned_and_read', 'panels_vgg19', 'wins', 'lm11']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/learning_rate.ipynb #5bd737ea
 from dataclasses import dataclass, replace
 from functools import partial
 import numpy as np
-from .subnetworks import CLEAR
+from .subnetworks import MATCH
 from ... import networks as nets
 from .rows import CURVES, LOW, WARMUP
-from ...claims import together
+from ...claims import Verdict, opposite, together
 from ...data import Dataset, cifar10, mnist1d
 from .. import kit
 from ..kit import accuracies, by_scale, decided, figure, judged, planned, sheet
@@ -117,15 +117,22 @@ FIG_VGG19 = figure('linear_mode_connectivity/vgg-19', 'VGG-19 pruned iteratively
     draw=lambda values, scale: sheet(values, scale, panels_vgg19, size=(3.3, 2.8)))
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/learning_rate.ipynb #7033cea2
+def wins(case, runs:list)->Verdict: # Of the initialisations, {kind: {level: {step: score}}}
+    "Whether there is a winning ticket at the middle level."
+    level, end = case.levels[len(case.levels)//2], case.read[-1]
+    def reached(kind, at): return accuracies([run[kind][at][end] for run in runs])
+    full, ticket, control = reached('full', 0), reached('imp', level), reached('reinit', level)
+    parts = {'lost to the whole network': decided(full - ticket, MATCH),
+             'lead over re-init': decided(ticket - control, MATCH, below=False)}
+    return together({part: verdict for part, verdict in parts.items() if verdict})
+
 @FIG_VGG19.claim('LM11', 'VGG-19 at a large learning rate without warmup: no winning ticket; '
                          'with a small one, or warmup, there is.')
 def lm11(values, scale):
     def judge(case, by_rate):
-        level, end = case.levels[len(case.levels)//2], case.read[-1]
-        why = f'ticket minus re-init at {remaining(level):.0f} %; a winning ticket leads by 0.5 points'
         parts = {}
         for j, (rate, runs) in enumerate(by_rate.items()):
-            ticket, control = (accuracies([run[kind][level][end] for run in runs]) for kind in ('imp', 'reinit'))
-            parts[f'lr {rate}'] = decided(ticket - control, CLEAR, below=j == 0, why=why)
-        return together({rate: verdict for rate, verdict in parts.items() if verdict})
+            verdict = wins(case, runs)
+            parts[f'lr {rate}'] = verdict if j else opposite(verdict, f'a winning ticket: {verdict}, {verdict.why}')
+        return together(parts)
     return judged(values, judge)

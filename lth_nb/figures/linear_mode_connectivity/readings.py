@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 import html
 import numpy as np
-from .instability import first_below, share_of_training, sizes_of
-from .lines import STABLE, barriers, end_errors, measured
+from .instability import share_of_training, stability_at, stable_from
+from .lines import barriers, measured, paired, stability
 from .rows import Case, cases
 from .. import page
 from ..kit import Figure, Needs, caption, figure, planned
@@ -100,34 +100,33 @@ def say_barriers(case:Case, by_rule:dict)->str:
     return f'{case.title}: a barrier of {found["averaged"]:.1f} points{again}.'
 
 def say_stable_from(case:Case, by_k:dict)->str:
-    sizes = sizes_of(by_k, barriers)
-    if not sizes: return ''
-    said = ', '.join(f'{found.mean():.1f} at {k}' for k, found in sizes.items())
-    stable = first_below(sizes, STABLE)
-    where = 'not stable at any of them'
-    if stable is not None: where = f'stable on average from k = {stable} ({share_of_training(case, stable):.1f} %)'
+    seen = stability_at(case, by_k)
+    if not seen: return ''
+    said = ', '.join(f'{verdict.effect:.1f} at {k}' for k, verdict in seen.items())
+    stable = stable_from(seen)
+    where = 'clearly stable at none of them'
+    if stable is not None: where = f'clearly stable from k = {stable} ({share_of_training(case, stable):.1f} %)'
     return f'{case.title}: {said}; {where}.'
 
 def say_reset(case:Case, by_end:dict)->str:
-    rest, reset = (sizes_of(by_end[end], barriers) for end in ('rest', 'reset'))
-    said = [f'{rest[k].mean():.1f} against {reset[k].mean():.1f} at k = {k}' for k in rest if k and k in reset]
+    rest, reset = (stability_at(case, by_end[end]) for end in ('rest', 'reset'))
+    said = [f'{rest[k].effect:.1f} against {reset[k].effect:.1f} at k = {k}' for k in rest if k and k in reset]
     return f'{case.title}, the steps that are left against all T steps: {", ".join(said)}.' if said else ''
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/readings.ipynb #4a369db4
 def say_cost(case:Case, by_kind:dict)->str:
     if not all(measured(lines) for lines in by_kind.values()): return ''
-    lost = {kind: end_errors(by_kind[kind]).mean() - end_errors(by_kind['full']).mean() for kind in KINDS}
+    lost = {kind: np.nanmean(paired(by_kind[kind], by_kind['full'], case)) for kind in KINDS}
     said = ', '.join(f'{KINDS[kind]} {points:+.1f}' for kind, points in lost.items())
-    high = barriers(by_kind['imp']).mean()
+    high = stability(by_kind['imp'], case).effect
     return f'{case.title}, points of error more than the whole network: {said}; the barrier of IMP is {high:.1f}.'
 
 def say_together(case:Case, values:dict)->str:
-    if not measured(values['full']) or not sizes_of(values['imp'], barriers): return ''
-    full = end_errors(values['full']).mean()
-    def row(kind, size): return sizes_of(values[kind], size)
-    stable, dense = (first_below(row(kind, barriers), STABLE) for kind in ('imp', 'dense'))
-    said = ', '.join(f'{high.mean():.1f} and {row("imp", end_errors)[k].mean() - full:+.1f} at {k}'
-                     for k, high in row('imp', barriers).items())
+    seen = stability_at(case, values['imp'])
+    if not measured(values['full']) or not seen: return ''
+    lost = {k: np.nanmean(paired(values['imp'][k], values['full'], case)) for k in seen}
+    stable, dense = (stable_from(found) for found in (seen, stability_at(case, values['dense'])))
+    said = ', '.join(f'{verdict.effect:.1f} and {lost[k]:+.1f} at {k}' for k, verdict in seen.items())
     def at(k): return 'no k' if k is None else f'k = {k}'
     return (f"{case.title}, IMP's barrier and its points of error over the whole network: {said}; stable from "
             f'{at(stable)}, the whole network from {at(dense)}.')

@@ -8,12 +8,12 @@ __all__ = ['FIG_9', 'RANGES', 'across_sparsities', 'median_onset', 'onsets', 'pa
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/sparsities.ipynb #a842a112
 import math
 import numpy as np
-from .lines import STABLE, barriers, end_errors, measured
+from .lines import STABLE, by_initialisation, measured, paired
 from .rows import Case, cases
-from .subnetworks import COLORS, SAME
-from ...claims import Verdict, decide, together, within
-from ..kit import figure, judged, planned, sheet
-from ...linear_mode_connectivity import KINDS, dense_lines, onset, sub_lines
+from .subnetworks import COLORS, MATCH, PLACES, first_places, places_apart
+from ...claims import Verdict, together, within
+from ..kit import decided, figure, judged, planned, sheet
+from ...linear_mode_connectivity import KINDS, dense_lines, sub_lines
 from ...pruning import remaining
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/sparsities.ipynb #2a922f43
@@ -22,24 +22,25 @@ def across_sparsities(case:Case)->dict: # {'full': lines at 0, 'imp' or 'prune':
     def by_level(kind): return {level: by_k(kind, level) for level in case.sweep}
     return dict(full=dense_lines(case, 0), imp=by_level('imp'), prune=by_level('prune'))
 
-def median_onset(by_k:dict, # {k: sizes [pairs]}, k ascending
+def median_onset(by_k:dict, # {k: sizes [initialisations]}, k ascending
     below:float)->float: # Position on the grid; nan unless a majority arrives
-    "Where on the grid the median pair falls below a threshold."
-    arrivals = onset(by_k, below)
-    return float(np.nanmedian(arrivals)) if np.isfinite(arrivals).mean() > .5 else math.nan
+    "Where on the grid the median initialisation falls below a threshold."
+    places = first_places(by_k, below)
+    places = places[np.isfinite(places)]
+    arrived = places[places < len(by_k)]
+    return float(np.median(arrived)) if len(arrived) > len(places)/2 else math.nan
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/sparsities.ipynb #375bd523
 def onsets(case:Case, values:dict)->dict: # {(kind, 'stable' or 'matching'): [levels]}
     "Figure 9's four curves: positions on the axis of `sub_ks`, nan where too few arrive or lines are missing."
-    full = end_errors(values['full']).mean()
-    def lost(lines): return end_errors(lines) - full
-    def median(by_k, size, below):
-        if not all(measured(lines) for lines in by_k.values()): return math.nan
-        return median_onset({k: size(lines) for k, lines in by_k.items()}, below)
     found = {}
     for kind in ('imp', 'prune'):
-        found[kind, 'stable'] = [median(by_k, barriers, STABLE) for by_k in values[kind].values()]
-        found[kind, 'matching'] = [median(by_k, lost, SAME) for by_k in values[kind].values()]
+        for what in ('stable', 'matching'): found[kind, what] = []
+        for by_k in values[kind].values():
+            peaks = {k: by_initialisation(lines, case) for k, lines in by_k.items()}
+            lost = {k: paired(lines, values['full'], case) for k, lines in by_k.items()}
+            found[kind, 'stable'].append(median_onset(peaks, STABLE))
+            found[kind, 'matching'].append(median_onset(lost, MATCH))
     return found
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/sparsities.ipynb #a9aa0818
@@ -50,7 +51,7 @@ def panel_9(case, values):
             look = 'o-' if what == 'stable' else 's--'
             ax.plot(range(len(places)), np.array(places) + .03*j, look, color=COLORS[kind],
                     label=f'{KINDS[kind]} {what}')
-        ax.set_xticks(range(len(case.sweep)), [f'{remaining(level):.1f}' for level in case.sweep])
+        ax.set_xticks(range(len(case.sweep)), [f'{remaining(level, case.fraction):.1f}' for level in case.sweep])
         ax.set_yticks(range(len(case.sub_ks)), [str(k) for k in case.sub_ks])
         ax.set(xlabel='% of weights left', ylabel='median first $k$')
     return [(case.title, draw)]
@@ -63,17 +64,26 @@ FIG_9 = figure('linear_mode_connectivity/figure-9', 'When subnetworks become sta
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/sparsities.ipynb #c02ff902
 RANGES = {'ResNet-20': (80.0, 13.4), 'VGG-16': (16.8, 1.2)} # Per cent of weights left
 
-def onsets_coincide(found:dict # What `onsets` gives
-    )->Verdict:
-    apart = np.array(found['imp', 'matching']) - np.array(found['imp', 'stable'])
-    both = apart[np.isfinite(apart)]
-    if not len(both): return Verdict(None, why='no sparsity has both')
-    return within(both, 1, 'places on the grid of k', f'{len(both)} of {len(apart)} sparsities have both')
+def onsets_coincide(case, values)->Verdict|None: # None: no lines
+    "Whether IMP's subnetworks match from where they are stable."
+    grid = len(case.sub_ks)
+    apart = []
+    for by_k in values['imp'].values():
+        stable = first_places({k: by_initialisation(lines, case) for k, lines in by_k.items()}, STABLE)
+        apart.append(np.where(stable < grid, places_apart(case, values['full'], by_k), np.nan))
+    there = np.isfinite(apart)
+    some = there.any(0)
+    if not some.any(): return None
+    means = np.where(there, apart, 0).sum(0)[some]/there.sum(0)[some]
+    return within(means, PLACES, 'places on the grid of k', f'sparsities: {len(apart)}')
 
-def nearest(values, kinds, level, full:float, **how)->Verdict:
-    "What the subnetworks that lose least accuracy say."
-    lost = [end_errors(lines) - full for kind in kinds for lines in values[kind][level].values() if measured(lines)]
-    return decide(min(lost, key=np.mean), SAME, **how) if lost else Verdict(None, why='not computed yet')
+def nearest(case, values, kinds, level, below:bool=True)->Verdict|None: # None: no lines
+    "What the subnetworks that lose least accuracy at a sparsity say."
+    lost = {f'{KINDS[kind]}, k = {k}': paired(lines, values['full'], case)
+            for kind in kinds for k, lines in values[kind][level].items() if measured(lines)}
+    if not lost: return None
+    best = min(lost, key=lambda name: np.nanmean(lost[name]))
+    return decided(lost[best], MATCH, below=below, why=f'{best} loses least')
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/sparsities.ipynb #a65f5284
 @FIG_9.claim('LM10', 'Across sparsities the k at which IMP subnetworks become stable and match coincide; '
@@ -81,12 +91,11 @@ def nearest(values, kinds, level, full:float, **how)->Verdict:
 def lm10(values, scale):
     def judge(case, lines):
         if not measured(lines['full']): return None
-        full = end_errors(lines['full']).mean()
-        parts = {'coincide': onsets_coincide(onsets(case, lines))}
-        low, high = RANGES.get(case.row, (math.inf, 0))
+        parts = {'coincide': onsets_coincide(case, lines)}
+        low, high = (0, 100) if case.like else RANGES.get(case.name, (100, 0))
         dense, sparse = case.sweep[0], case.sweep[-1]
-        least, most = (round(remaining(level), 1) for level in (dense, sparse))
-        if least > low: parts[f'random ones match at {least} %'] = nearest(lines, ['prune'], dense, full)
-        if most < high: parts[f'none match at {most} %'] = nearest(lines, ['imp', 'prune'], sparse, full, below=False)
-        return together(parts)
+        least, most = (round(remaining(level, case.fraction), 1) for level in (dense, sparse))
+        if least > low: parts[f'random ones match at {least} %'] = nearest(case, lines, ['prune'], dense)
+        if most < high: parts[f'none match at {most} %'] = nearest(case, lines, ['imp', 'prune'], sparse, below=False)
+        return together({part: verdict or Verdict(None, why='not computed yet') for part, verdict in parts.items()})
     return judged(values, judge)
