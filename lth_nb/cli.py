@@ -24,10 +24,11 @@ from .settings import SCALES, settings
 # %% ../nbs/lib/cli.ipynb #16d951ea
 def figures(chapter:str=None # One chapter, or None for all
     )->list:
-    "The registered figures. Raises `ValueError` for a chapter that does not exist."
+    "The registered figures, chapter by chapter. Raises `ValueError` for a chapter that does not exist."
     if chapter and chapter not in CHAPTERS: raise ValueError(f'no chapter {chapter!r}; there are {", ".join(CHAPTERS)}')
-    for name in [chapter] if chapter else CHAPTERS: importlib.import_module(f'lth_nb.figures.{name}')
-    return [f for f in FIGURES.values() if not chapter or f.id.startswith(chapter + '/')]
+    names = [chapter] if chapter else CHAPTERS
+    for name in names: importlib.import_module(f'lth_nb.figures.{name}')
+    return [f for name in names for f in FIGURES.values() if f.id.startswith(name + '/')]
 
 # %% ../nbs/lib/cli.ipynb #eb7a553f
 def needs_in(plan)->list:
