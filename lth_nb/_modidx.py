@@ -1431,6 +1431,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lth_nb.figures.kit.plus_minus': ('lib/figures/kit.html#plus_minus', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit.quartered': ('lib/figures/kit.html#quartered', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit.rows_of': ('lib/figures/kit.html#rows_of', 'lth_nb/figures/kit.py'),
+                                    'lth_nb.figures.kit.same_heights': ('lib/figures/kit.html#same_heights', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit.sheet': ('lib/figures/kit.html#sheet', 'lth_nb/figures/kit.py'),
                                     'lth_nb.figures.kit.verdicts': ('lib/figures/kit.html#verdicts', 'lth_nb/figures/kit.py')},
             'lth_nb.figures.linear_mode_connectivity.instability': { 'lth_nb.figures.linear_mode_connectivity.instability.at_every_k': ( 'lib/figures/linear_mode_connectivity/instability.html#at_every_k',

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUARTER', 'TWO_ROUNDS', 'LATER', 'FIGURES', 'Case', 'quartered', 'by_scale', 'available', 'Needs', 'planned',
-           'accuracies', 'plus_minus', 'Claim', 'Figure', 'figure', 'Part', 'in_turn', 'caption', 'sheet', 'rows_of',
-           'decided', 'judged', 'judged_in_parts', 'judged_claims', 'verdicts', 'ledger', 'explorer', 'each_its_own']
+           'accuracies', 'plus_minus', 'Claim', 'Figure', 'figure', 'Part', 'in_turn', 'caption', 'same_heights',
+           'sheet', 'rows_of', 'decided', 'judged', 'judged_in_parts', 'judged_claims', 'verdicts', 'ledger',
+           'explorer', 'each_its_own']
 
 # %% ../../nbs/lib/figures/kit.ipynb #552c075a
 from collections.abc import Callable
@@ -187,9 +188,17 @@ def caption(values:dict, scale:str)->str: # 'Scale quick (MNIST-1D, 3 initialisa
     said = [note if len(of) == len(shown) else f'{", ".join(of)}: {note}' for note, of in names.items()]
     return f'Scale {scale}' + (f' ({"; ".join(said)})' if said else '')
 
-# %% ../../nbs/lib/figures/kit.ipynb #afc2a98f
+# %% ../../nbs/lib/figures/kit.ipynb #f991a68d
 def _is_bare(ax): return not (ax.lines or ax.collections or ax.images or ax.texts or ax.patches)
 
+def same_heights(axes:list):
+    "One vertical range for all panels in which something is drawn."
+    drawn = [ax for ax in axes if not _is_bare(ax)]
+    if not drawn: return
+    lows, highs = zip(*(ax.get_ylim() for ax in drawn))
+    for ax in drawn: ax.set_ylim(min(lows), max(highs))
+
+# %% ../../nbs/lib/figures/kit.ipynb #afc2a98f
 def _legend(ax):
     if ax.get_legend_handles_labels()[0] and not ax.get_legend(): ax.legend()
 
@@ -211,15 +220,18 @@ def sheet(values:dict, # {case: values}
     panels:Callable, # (case, values) -> list of (title, draw(ax))
     size=(4.2, 2.9), # Of a panel, inches
     columns:int=2, # Panels in a row, at most
-    more:str='' # Said at the end of the caption
+    more:str='', # Said at the end of the caption
+    share:bool=False # One vertical range for all panels
     ):
     "A figure of panels, with the caption that says what was run."
     todo = list(_todo(values, panels))
     fig, axes = grid(max(1, len(todo)), size=size, cols=columns)
     if not todo: empty(axes[0], f'nothing at scale {scale}')
-    for ax, (title, draw, why) in zip(axes, todo):
+    for ax, (title, draw, _) in zip(axes, todo):
         ax.set_title(title)
         if draw: draw(ax)
+    if share: same_heights(axes)
+    for ax, (_, _, why) in zip(axes, todo):
         if _is_bare(ax): empty(ax, why)
         else: _legend(ax)
     if len(axes) == 1: _legend_above(fig, axes[0])
@@ -297,7 +309,6 @@ def verdicts(chapter:str, scale:str=None, # None: as settings say
     found = judged_claims(chapter, scale or settings().scale, store)
     return [dict(claim=claim.id, text=claim.text, verdict=str(verdict), size=size_of(verdict, digits), by=verdict.why)
             for _, claim, verdict in found]
-
 
 # %% ../../nbs/lib/figures/kit.ipynb #2dc579bc
 def ledger(chapter:str, scale:str=None, # None: as settings say

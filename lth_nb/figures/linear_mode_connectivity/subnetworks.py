@@ -99,7 +99,7 @@ def panel_5(case, by_kind):
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #6a1e848a
 FIG_5 = figure('linear_mode_connectivity/figure-5', 'Subnetworks along the line at k = 0', 'LMC Figure 5',
     plan=lambda scale: planned(cases(scale), at_init, is_pruned),
-    draw=lambda values, scale: sheet(values, scale, panel_5), turn=3)
+    draw=lambda values, scale: sheet(values, scale, panel_5, share=True), turn=3)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #cfc06c81
 def agree(stable:Verdict, match:Verdict)->Verdict:
@@ -139,7 +139,7 @@ def panel_6(case, values):
 
 FIG_6 = figure('linear_mode_connectivity/figure-6', 'Instability of subnetworks against k', 'LMC Figure 6',
     plan=lambda scale: planned(cases(scale), against_k, has_many_ks),
-    draw=lambda values, scale: sheet(values, scale, panel_6), turn=4)
+    draw=lambda values, scale: sheet(values, scale, panel_6, share=True), turn=4)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #4090f446
 PLACES = 1.5 # On the grid of k: the same or the next
@@ -197,7 +197,7 @@ def panel_7(case, values):
 
 FIG_7 = figure('linear_mode_connectivity/figure-7', 'Error of subnetworks against k', 'LMC Figure 7',
     plan=lambda scale: planned(cases(scale), against_k, has_many_ks),
-    draw=lambda values, scale: sheet(values, scale, panel_7), turn=4)
+    draw=lambda values, scale: sheet(values, scale, panel_7, share=True), turn=4)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #20482126
 def sizes_of_random(case, lines)->dict: # {what: Verdict}
