@@ -128,8 +128,10 @@ def _claim_row(figure, claim, verdict, paper, digits):
     link = f'<a href="#{anchor_of(figure)}">{number_of(figure) or figure.title}</a>'
     size = html.escape(size_of(verdict, digits)) or '&ndash;'
     cells = [claim.id, badge(verdict), html.escape(claim.text) + _why(verdict), size, html.escape(paper), link]
-    look = 'padding:.35em .7em;text-align:left;vertical-align:top;background:none;color:inherit'
-    return '<tr>' + ''.join(f'<td style="{look}">{cell}</td>' for cell in cells) + '</tr>'
+    look = 'padding:.35em .7em;text-align:left;vertical-align:top;background:none;color:inherit;min-width:'
+    widths = ('2em', '4em', '15em', '8em', '9em', '4em') # A column of text keeps some width; the box scrolls
+    made = [f'<td style="{look}{width}">{cell}</td>' for width, cell in zip(widths, cells)]
+    return f'<tr>{"".join(made)}</tr>'
 
 # %% ../../nbs/lib/figures/page.ipynb #c6db45f2
 @dataclass(frozen=True)

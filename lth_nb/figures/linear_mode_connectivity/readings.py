@@ -133,7 +133,7 @@ def say_together(case:Case, values:dict)->str:
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/readings.ipynb #614f19d7
 PAPER_SAYS = dict(
-    LM1='81 points (ResNet-20), 84 (VGG-16)', LM2='about a tenth of a point',
+    LM1='81 points (ResNet-20), 84 (VGG-16)', LM2='within half a point',
     LM3='from k = 2000, 3 % (ResNet-20); 1000, 1.5 % (VGG-16)', LM4='the two curves are one (Figure 4)',
     LM5='88.5 against 88.6 and 88.8; 90.9 against 89.4 and 91.0', LM6='89.0 of 88.8, 89.6 of 89.7, 91.6 of 91.7',
     LM7='in all rows of Table 2', LM8='k = 500 (ResNet-20), 1000 (VGG-16)', LM9='at no k, LeNet apart',
