@@ -61,7 +61,7 @@ def run(chapter, scale=None, minutes=None, device=None, figure=None, workers=Non
     there = f'{len(wanted) - len(todo)} of {len(wanted)} results are there'
     print(f'{chapter} at scale {scale}: {there}; new ones go to {store.own.url}', flush=True)
     start = time.monotonic()
-    compute(todo, store=store, minutes=minutes, device=device, workers=workers)
+    if todo: compute(wanted, store=store, minutes=minutes, device=device, workers=workers)   # all: see `side_by_side`
     left = sum(not store.has(n.path) for n in wanted)
     more = ': run again to go on' if left else ''
     print(f'{len(wanted) - left} of {len(wanted)} results after {time.monotonic() - start:.0f} s{more}')
