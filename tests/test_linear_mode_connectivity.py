@@ -287,6 +287,15 @@ def test_sparsities_verdict(imp, prune, sparse, holds):
     assert figures.lm10({CONV: values}, 'quick').holds is holds
 
 
+def test_never_takes_every_k():
+    "Random subnetworks that are worse and unstable at some k do not tell that they never are better."
+    def values(*ks):
+        bad = {k: lines_of(*HIGH, ends=12.) if k in ks else [] for k in CONV.sub_ks}
+        return {CONV: dict(full=lines_of(*HIGH), prune=bad, reinit=bad)}
+    assert figures.lm9(values(*CONV.sub_ks), 'quick').holds is True
+    assert figures.lm9(values(0), 'quick').holds is None
+
+
 def scores(*errors): return [{2000: dict(test=dict(error=error))} for error in errors]
 
 def at_rate(full, imp, reinit): # Errors of three initialisations each

@@ -403,6 +403,8 @@ def test_a_worker_that_imported_an_earlier_source(tmp_path, monkeypatch):
         from lth_nb.experiment import step
         @step
         def imported(x): return 10*x
+        @step
+        def after(x): return x + 1
         '''
     monkeypatch.setenv('PYTHONPATH', str(tmp_path), prepend=':')
     made = module(tmp_path, 'worked', text, monkeypatch)
@@ -414,6 +416,8 @@ def test_a_worker_that_imported_an_earlier_source(tmp_path, monkeypatch):
     assert not Store(tmp_path/'b').paths()
     close_pools()
     assert run([made.imported(i) for i in (1, 2)], Store(tmp_path/'b'), workers=2) == ([11, 22], [])
+    value, said = run([made.after(made.imported(i)) for i in (1, 2)], Store(tmp_path/'a'), workers=2)
+    assert value == [11, 21] and len(said) == 1 and 'imported has changed' in said[0], 'said here, too'
     close_pools()
 
 

@@ -290,6 +290,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     minutes:float=None, # Stop cleanly after so many, with what can end by then; None in the answer for what cannot
     stored:bool=False, # Only look: run nothing, None for what is not there
     quiet:bool=False, # No progress bar
+    plan:Any=None, # What `x` is a part of: trainings choose their company by all of it; None: `x`
     )->Any: # `x` with every node replaced by its value
     "Run what is missing, store it, give back values. Raises `ComputeError` if calls failed, once all others are done."
     _check(x, minutes)
@@ -298,8 +299,8 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     chosen = settings(device=device, workers=workers)
     sources_of(nodes_in(x)) # one name, one function
     if not stored:
-        plan = dict.fromkeys(nodes_in(x))
-        tasks = missing(plan, store)
+        tasks = missing(dict.fromkeys(nodes_in(x)), store)
+        plan = dict.fromkeys(nodes_in(x if plan is None else plan))
         on = device_of('auto') if chosen.device == 'auto' else chosen.device
         _run(tasks, store, workers_for(len(tasks), on, chosen.workers, executor), minutes, quiet, plan)
     return map_nodes(partial(_value_if_there, store=store), x)

@@ -92,7 +92,7 @@ def _panels_1(study, by_k):
 
 FIG_1 = figure('early_phase/figure-1', 'IMP with rewinding', 'Early Figure 1',
     plan=lambda scale: planned(studies(scale), rewinding),
-    draw=lambda values, scale: sheet(values, scale, _panels_1, columns=2, size=(4., 3.)))
+    draw=lambda values, scale: sheet(values, scale, _panels_1, columns=2, size=(4., 3.)), turn=5)
 
 # %% ../../../nbs/lib/figures/early_phase/figure_1.ipynb #44ad70e9
 def saturations(values:dict)->dict: # {study's name: (k, low, high)}

@@ -113,7 +113,7 @@ def _panels_8(study, by_k):
 
 FIG_8 = figure('early_phase/figure-8', 'Effective standard deviation and accuracy', 'Early Figure 8',
     plan=lambda scale: planned(studies(scale), effects),
-    draw=lambda values, scale: sheet(values, scale, _panels_8, columns=2, size=(3.9, 3.1)))
+    draw=lambda values, scale: sheet(values, scale, _panels_8, columns=2, size=(3.9, 3.1)), turn=10)
 
 # %% ../../../nbs/lib/figures/early_phase/figure_8.ipynb #7791b195
 @FIG_8.claim('EP10', 'Accuracy falls with the effective standard deviation of a perturbation.')

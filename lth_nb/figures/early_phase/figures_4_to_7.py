@@ -93,14 +93,14 @@ def draw_families(values, scale):
     return fig
 
 # %% ../../../nbs/lib/figures/early_phase/figures_4_to_7.ipynb #80c2a700
-def _family_figure(name, title):
+def _family_figure(name, title, turn):
     return figure(f'early_phase/{name}', title, f'Early {name.capitalize().replace("-", " ")}', draw=draw_families,
-        plan=lambda scale: planned(studies(scale), lambda study: family(study, FAMILIES[name])))
+        plan=lambda scale: planned(studies(scale), lambda study: family(study, FAMILIES[name])), turn=turn)
 
-FIG_4 = _family_figure('figure-4', 'Signs and magnitudes')
-FIG_5 = _family_figure('figure-5', 'Permuting weights')
-FIG_6 = _family_figure('figure-6', 'Permuting weights of equal sign')
-FIG_7 = _family_figure('figure-7', 'Noise')
+FIG_4 = _family_figure('figure-4', 'Signs and magnitudes', turn=6)
+FIG_5 = _family_figure('figure-5', 'Permuting weights', turn=7)
+FIG_6 = _family_figure('figure-6', 'Permuting weights of equal sign', turn=8)
+FIG_7 = _family_figure('figure-7', 'Noise', turn=9)
 
 # %% ../../../nbs/lib/figures/early_phase/figures_4_to_7.ipynb #7b68c092
 def at_level(study:Study, by_k:dict, k:int, kind:str)->np.ndarray: # [seeds]

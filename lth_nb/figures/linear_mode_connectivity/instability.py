@@ -76,7 +76,7 @@ def panel_3(case, by_k):
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #fca3766c
 FIG_3 = figure('linear_mode_connectivity/figure-3', 'Instability against k', 'LMC Figure 3',
     plan=lambda scale: planned(cases(scale), at_every_k, lambda case: len(case.ks) > 1),
-    draw=lambda values, scale: sheet(values, scale, panel_3))
+    draw=lambda values, scale: sheet(values, scale, panel_3, share=True), turn=1)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/instability.ipynb #db9062ca
 EARLY = 20 # Per cent of training

@@ -114,7 +114,7 @@ def panels_vgg19(case, by_rate):
 FIG_VGG19 = figure('linear_mode_connectivity/vgg-19', 'VGG-19 pruned iteratively',
     'slides; Frankle and Carbin 2019, Figure 7',
     plan=lambda scale: planned(vgg19_cases(scale), pruned_and_read),
-    draw=lambda values, scale: sheet(values, scale, panels_vgg19, size=(3.3, 2.8)))
+    draw=lambda values, scale: sheet(values, scale, panels_vgg19, size=(3.3, 2.8), share=True))
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/learning_rate.ipynb #7033cea2
 def wins(case, runs:list)->Verdict: # Of the initialisations, {kind: {level: {step: score}}}

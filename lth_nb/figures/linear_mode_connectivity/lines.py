@@ -94,7 +94,7 @@ def panel_2(case, by_rule):
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/lines.ipynb #28f42584
 FIG_2 = figure('linear_mode_connectivity/figure-2', 'Error along the line at k = 0', 'LMC Figure 2',
     plan=lambda scale: planned(cases(scale), from_init),
-    draw=lambda values, scale: sheet(values, scale, panel_2))
+    draw=lambda values, scale: sheet(values, scale, panel_2, share=True), turn=1)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/lines.ipynb #c295ce33
 @FIG_2.claim('LM1', 'Larger image networks are unstable at initialisation.')
@@ -126,4 +126,4 @@ def table_1(values, scale):
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/lines.ipynb #e3804d7c
 TAB_1 = figure('linear_mode_connectivity/table-1', 'Networks and their accuracy', 'LMC Table 1',
-    plan=lambda scale: planned(cases(scale), dense_lines), draw=table_1)
+    plan=lambda scale: planned(cases(scale), dense_lines), draw=table_1, turn=1)

@@ -48,7 +48,7 @@ def table_2(values, scale):
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #1229fad8
 TAB_2 = figure('linear_mode_connectivity/table-2', 'Subnetworks at initialisation', 'LMC Table 2',
-    plan=lambda scale: planned(cases(scale), at_init, is_pruned), draw=table_2)
+    plan=lambda scale: planned(cases(scale), at_init, is_pruned), draw=table_2, turn=3)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #a045dc9d
 MATCH = .5 # Points of accuracy
@@ -99,7 +99,7 @@ def panel_5(case, by_kind):
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #6a1e848a
 FIG_5 = figure('linear_mode_connectivity/figure-5', 'Subnetworks along the line at k = 0', 'LMC Figure 5',
     plan=lambda scale: planned(cases(scale), at_init, is_pruned),
-    draw=lambda values, scale: sheet(values, scale, panel_5))
+    draw=lambda values, scale: sheet(values, scale, panel_5, share=True), turn=3)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #cfc06c81
 def agree(stable:Verdict, match:Verdict)->Verdict:
@@ -139,7 +139,7 @@ def panel_6(case, values):
 
 FIG_6 = figure('linear_mode_connectivity/figure-6', 'Instability of subnetworks against k', 'LMC Figure 6',
     plan=lambda scale: planned(cases(scale), against_k, has_many_ks),
-    draw=lambda values, scale: sheet(values, scale, panel_6))
+    draw=lambda values, scale: sheet(values, scale, panel_6, share=True), turn=4)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #4090f446
 PLACES = 1.5 # On the grid of k: the same or the next
@@ -197,7 +197,7 @@ def panel_7(case, values):
 
 FIG_7 = figure('linear_mode_connectivity/figure-7', 'Error of subnetworks against k', 'LMC Figure 7',
     plan=lambda scale: planned(cases(scale), against_k, has_many_ks),
-    draw=lambda values, scale: sheet(values, scale, panel_7))
+    draw=lambda values, scale: sheet(values, scale, panel_7, share=True), turn=4)
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/subnetworks.ipynb #20482126
 def sizes_of_random(case, lines)->dict: # {what: Verdict}
@@ -225,5 +225,8 @@ def smallest_of(seen:dict # {what: Verdict}
 def lm9(values, scale):
     def judge(case, lines):
         seen = sizes_of_random(case, lines) if measured(lines['full']) else {}
-        return smallest_of(seen) if seen else None
+        if not seen: return None
+        verdict, wanted = smallest_of(seen), 2*sum(len(lines[kind]) for kind in ('prune', 'reinit'))
+        if not verdict.holds or len(seen) == wanted: return verdict
+        return replace(verdict, holds=None, why=f'{len(seen)} of {wanted} sizes are there; {verdict.why}')
     return judged(values, judge, is_standard)

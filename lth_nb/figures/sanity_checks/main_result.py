@@ -49,7 +49,7 @@ def panels_of(case:Trial, main:bool)->dict: # {level: grid}
 def draw_main(values, scale): return trial_sheet(values, scale, _panels_3, size=(3.6, 2.9))
 
 FIG_3 = figure('sanity_checks/figure-3', 'Accuracy against the learning rate', 'sanity checks, Figure 3',
-    draw=draw_main,
+    draw=draw_main, turn=11,
     plan=lambda scale: planned(cases(scale), lambda case: panels_of(case, True), lambda case: case.main))
 FIG_F = figure('sanity_checks/figure-f', 'Accuracy against the learning rate, the rest',
     'sanity checks, Figures F.1 to F.14', draw=draw_main,

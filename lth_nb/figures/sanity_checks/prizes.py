@@ -109,7 +109,7 @@ def _prize_row(case, levels):
     return {'parameters': f'{counts(case.network)[0]:,}', **marks, 'at s up to': found['most']}
 
 TAB_3 = figure('sanity_checks/table-3', 'Prizes', 'sanity checks, Table 3',
-    plan=lambda scale: planned(cases(scale), all_panels),
+    plan=lambda scale: planned(cases(scale), all_panels), turn=11,
     draw=lambda values, scale: beside(rows_of(values, _prize_row, says='Jackpot'),
         caption=f"Table 3. Prizes and preferences by the runs, the paper's in brackets. Scale {scale}"))
 

@@ -66,7 +66,7 @@ def _panels_4(case, by_rate): return [(case.title, lambda ax: draw_pretraining(a
 
 FIG_4 = figure('weight_correlation/figure-4', 'Correlation of initial and trained weights',
     'WC Figure 4; appendix B Figure 2', plan=lambda scale: planned(cases(scale), pretraining),
-    draw=lambda values, scale: pair_sheet(values, scale, _panels_4, chance=True))
+    draw=lambda values, scale: pair_sheet(values, scale, _panels_4, chance=True), turn=2)
 
 # %% ../../../nbs/lib/figures/weight_correlation/correlation.ipynb #058d7c89
 def _at_20(case, overlaps): return ratios(case, overlaps)[:, PS.index(.2)]
@@ -105,7 +105,7 @@ def _notable_rows(case, by_rate):
     return rows
 
 TAB_Z = figure('weight_correlation/z-scores', 'How notable the correlation is',
-    'WC Figure 4, with the null distribution', plan=lambda scale: planned(cases(scale), pretraining),
+    'WC Figure 4, with the null distribution', plan=lambda scale: planned(cases(scale), pretraining), turn=2,
     draw=lambda values, scale: beside(rows_of(values, _notable_rows),
         caption=f'R_p in % and its z-score, means over initialisations. Scale {scale}'))
 
