@@ -148,6 +148,7 @@ def engine_of(node:Node, store)->str|None: # 'loop', 'stack of 16'; None: it is 
 
 def follows_training(node:Node)->bool:
     "Whether a state comes from training, however many steps lie between: then it brings its engine."
+    if node.step is init: return False
     return node.step is trajectory or any(follows_training(needed) for needed in node.inputs)
 
 def company(node:Node, device:str, store # None: whatever is stored, of those that have the choice
