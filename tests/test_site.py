@@ -109,19 +109,56 @@ def test_no_markup_is_left(site):
     assert '<math' in chapter
 
 
+INLINE = re.compile(r'src="data:image/(?:png|svg\+xml);base64,([^"]+)"')
+
+
 def _pictures(notebook):
     cells = json.loads(notebook.read_text())['cells']
     data = [output.get('data', {}) for cell in cells for output in cell.get('outputs', [])]
-    return [base64.b64decode(''.join(d['image/png'])) for d in data if 'image/png' in d]
+    found = [''.join(d['image/png']) for d in data if 'image/png' in d]
+    for d in data: found += INLINE.findall(''.join(d.get('text/html', '')))
+    return [base64.b64decode(image) for image in found]
 
 
 def test_figures_of_the_chapter_are_inline(site):
     saved = _pictures(CHAPTER)
     assert len(saved) >= 8, f'{len(saved)} figures are saved: python -m lth_nb.site refresh nbs/{CHAPTER.name}'
     page = (site/'linear_mode_connectivity.html').read_text()
-    shown = {base64.b64decode(b) for b in re.findall(r'src="data:image/png;base64,([^"]+)"', page)}
+    shown = {base64.b64decode(image) for image in INLINE.findall(page)}
     missing = [i for i, picture in enumerate(saved) if picture not in shown]
     assert not missing, f'figures {missing} of {len(saved)} are not on the page'
+
+
+def test_figures_of_the_chapter_have_words_and_anchors(site):
+    "Each image says what it shows; the verdicts link to figures that are there."
+    page = (site/'linear_mode_connectivity.html').read_text()
+    silent = [image[:80] for image in re.findall(r'<img [^>]*src="data:image/svg[^>]*>', page) if 'alt="' not in image]
+    assert not silent, silent
+    links = set(re.findall(r'<td[^>]*><a href="#([\w-]+)"', page))
+    assert links >= {'figure-2', 'figure-3', 'table-2'}
+    assert links <= set(re.findall(r'<(?:figure|div) id="([\w-]+)"', page))
+
+
+def test_the_pages_explorer_moves(site):
+    "The slider exchanges the line that is drawn, its words and its arrow; the page asks for nothing from elsewhere."
+    pytest.importorskip('playwright.sync_api')
+    from test_lab import CHROMIUM, FLAGS, playwright
+    away = []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        page = browser.new_page()
+        page.on('request', lambda request: request.url.startswith('http') and away.append(request.url))
+        page.goto((site/'linear_mode_connectivity.html').as_uri())
+        slider = page.locator('input[type=range]').first
+        box = page.locator('figure[id^=explorer]').first
+        line = box.locator('path.part').nth(1)
+        seen = [(line.get_attribute('d'), box.locator('[aria-live]').inner_text())]
+        slider.press('ArrowRight')
+        seen.append((line.get_attribute('d'), box.locator('[aria-live]').inner_text()))
+        browser.close()
+    assert 'k = 0,' in seen[0][1] and 'k = 0,' not in seen[1][1]
+    assert seen[0][0] != seen[1][0]
+    assert not away, away[:3]
 
 
 def test_readme_is_in_step(copy):

@@ -13,6 +13,7 @@ import html
 import io
 import re
 import matplotlib.pyplot as plt
+from matplotlib.collections import PolyCollection
 import numpy as np
 from ..claims import Verdict, size_of
 from .kit import FIGURES, Figure, judged_claims
@@ -62,6 +63,7 @@ def anchor_of(figure:Figure, scale:str=None # None: that of the page, as setting
     return name if scale in (None, settings().scale) else f'{name}-{scale}'
 
 def number_of(figure:Figure)->str: # 'Figure 3'; '' where the paper has none
+    if 'slides' in figure.source: return ''
     found = re.search(r'\b(Figures?|Table) [A-Z]?\d+( and \d+)?', figure.source)
     return found[0] if found else ''
 
@@ -74,7 +76,7 @@ def caption_of(figure:Figure, fig, runs:str)->str:
     "Number, title, scale, and what the bands are if there are any."
     note = _note(fig)
     said = [f'{figure.title}.', f'{note}.' if note else '']
-    if any(ax.collections for ax in fig.axes):
+    if any(isinstance(drawn, PolyCollection) for ax in fig.axes for drawn in ax.collections):
         said.append(f'Lines are means over {runs}, bands one standard deviation to each side.')
     return ' '.join(filter(None, said))
 
@@ -122,12 +124,14 @@ def _why(verdict):
     if not verdict.why: return ''
     return f'<details><summary>what decides</summary>{html.escape(verdict.why)}</details>'
 
-def _claim_row(figure, claim, verdict, paper, digits, scale):
-    link = f'<a href="#{anchor_of(figure, scale)}">{number_of(figure) or figure.title}</a>'
+def _claim_row(figure, claim, verdict, paper, digits):
+    link = f'<a href="#{anchor_of(figure)}">{number_of(figure) or figure.title}</a>'
     size = html.escape(size_of(verdict, digits)) or '&ndash;'
     cells = [claim.id, badge(verdict), html.escape(claim.text) + _why(verdict), size, html.escape(paper), link]
-    look = 'padding:.35em .7em;text-align:left;vertical-align:top;background:none;color:inherit'
-    return '<tr>' + ''.join(f'<td style="{look}">{cell}</td>' for cell in cells) + '</tr>'
+    look = 'padding:.35em .7em;text-align:left;vertical-align:top;background:none;color:inherit;min-width:'
+    widths = ('2em', '4em', '15em', '8em', '9em', '4em') # A column of text keeps some width; the box scrolls
+    made = [f'<td style="{look}{width}">{cell}</td>' for width, cell in zip(widths, cells)]
+    return f'<tr>{"".join(made)}</tr>'
 
 # %% ../../nbs/lib/figures/page.ipynb #c6db45f2
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class Verdicts:
         heads = ('claim', 'verdict', 'what it says', 'effect and 95 % interval', 'the paper', 'seen in')
         look = 'padding:.35em .7em;text-align:left;border-bottom:1px solid'
         head = ''.join(f'<th scope="col" style="{look}">{name}</th>' for name in heads)
-        body = ''.join(_claim_row(figure, claim, verdict, self.paper.get(claim.id, ''), self.digits, self.scale)
+        body = ''.join(_claim_row(figure, claim, verdict, self.paper.get(claim.id, ''), self.digits)
                        for figure, claim, verdict in self.rows)
         table = 'border-collapse:collapse;color:inherit;font-size:.9em'
         return (f'<div id="verdicts-{self.scale}" style="overflow-x:auto"><table style="{table}">'

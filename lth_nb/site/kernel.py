@@ -126,25 +126,31 @@ def refresh(
 
 # %% ../../nbs/lib/site/kernel.ipynb #b9ab9922
 def _drawn_by(source):
-    "A name for what a cell draws: fig-3-lenet from FIG_3.show('lenet')."
-    drawn = re.search(r'\b((?:FIG|TAB)_\w+)\.show\((?:[\'"](\w+)[\'"])?', source)
+    "A name for what a cell draws: fig-3-lenet from FIG_3.show('lenet'), fig-3 from show(FIG_3)."
+    drawn = re.search(r'\b((?:FIG|TAB)_\w+)(?:\.show\(|, |(?=\)))(?:[\'"](\w+)[\'"])?', source)
     if not drawn: return 'figure'
     return '-'.join(filter(None, drawn.groups())).lower().replace('_', '-')
+
+_IN_HTML = re.compile(r'src="data:image/svg\+xml;base64,([^"]+)"')
+
+def _images(output):
+    "(how its file ends, its bytes) of each picture of an output: a PNG, or SVGs within HTML."
+    data = output.get('data', {})
+    if 'image/png' in data: yield 'png', base64.b64decode(data['image/png'])
+    for found in _IN_HTML.findall(''.join(data.get('text/html', ''))): yield 'svg', base64.b64decode(found)
 
 # %% ../../nbs/lib/site/kernel.ipynb #8afaea0d
 def figures(
     nb:str|Path, # An executed notebook
     folder:str|Path # Made if need be
     )->list[Path]: # The files, in the notebook's order
-    "Save the PNG outputs of a notebook."
+    "Save the pictures of a notebook: PNG outputs, and the SVGs of figures with captions."
     import nbformat
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for cell in nbformat.read(nb, 4).cells:
-        for output in cell.get('outputs', []):
-            png = output.get('data', {}).get('image/png')
-            if not png: continue
-            files.append(folder/f'{len(files) + 1:02}-{_drawn_by(cell.source)}.png')
-            files[-1].write_bytes(base64.b64decode(png))
+        for kind, image in (found for output in cell.get('outputs', []) for found in _images(output)):
+            files.append(folder/f'{len(files) + 1:02}-{_drawn_by(cell.source)}.{kind}')
+            files[-1].write_bytes(image)
     return files

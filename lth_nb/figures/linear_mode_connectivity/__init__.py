@@ -21,7 +21,9 @@ __all__ = ['ledger', 'BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20',
            'vgg19', 'vgg19_cases', 'wins', 'TAB_LAST', 'TAB_LENET', 'along_training', 'choice', 'choices',
            'last_and_best', 'lenet_only', 'lines_of_choice', 'only_with_mnist', 'row_of_choice', 'rows_along',
            'table_along', 'table_of_choices', 'RULES', 'WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer',
-           'has_both_rules', 'picture_of', 'under_each_rule']
+           'has_both_rules', 'picture_of', 'under_each_rule', 'PAPER_SAYS', 'SURFACE', 'Reading', 'draw_surfaces',
+           'only', 'reading', 'say_barriers', 'say_cost', 'say_reset', 'say_stable_from', 'say_together', 'shown',
+           'surfaces', 'verdicts']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #1c4c69a9
 from functools import partial
@@ -76,7 +78,12 @@ _all_ = ['BOTH', 'CURVES', 'LOW', 'RESNET_20_KS', 'SMALL_RESNET_20', 'VGG_16_KS'
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #a1c60e11
 from .whole_line import (
     WHOLE_LINE, curve_of, explorer_of, first_explorer, has_both_rules, picture_of, under_each_rule)
-_all_ = ['WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule']
+from lth_nb.figures.linear_mode_connectivity.readings import (
+    PAPER_SAYS, SURFACE, Reading, draw_surfaces, only, reading, say_barriers, say_cost, say_reset, say_stable_from,
+    say_together, shown, surfaces, verdicts)
+_all_ = ['WHOLE_LINE', 'curve_of', 'explorer_of', 'first_explorer', 'has_both_rules', 'picture_of', 'under_each_rule',
+         'PAPER_SAYS', 'SURFACE', 'Reading', 'draw_surfaces', 'only', 'reading', 'say_barriers', 'say_cost',
+         'say_reset', 'say_stable_from', 'say_together', 'shown', 'surfaces', 'verdicts']
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/index.ipynb #e6d1792b
 ledger = partial(kit.ledger, 'linear_mode_connectivity') # (scale): the claims of this chapter with their verdicts

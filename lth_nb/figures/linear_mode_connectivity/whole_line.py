@@ -62,11 +62,12 @@ def explorer_of(case:Case, by_rule:dict, scale:str)->Explorer|None: # None: noth
                     Axis('error (%)', 0, top), choices, pictures, said)
 
 def first_explorer(values:dict, scale:str)->Explorer:
-    "The explorer of the last case that has results; a line that says so where none has."
+    "The explorer of the case with most k that has results; a line that says so where none has."
     there = [(case, by_rule) for case, by_rule in values.items() if not isinstance(by_rule, Needs)]
     found = [explorer_of(case, by_rule, scale) for case, by_rule in there]
     found = [explorer for explorer in found if explorer]
-    return found[-1] if found else beside([dict(explorer='not computed yet')], caption=f'Scale {scale}')
+    if found: return max(found, key=lambda explorer: len(explorer.choices['k']))
+    return beside([dict(explorer='not computed yet')], caption=f'Scale {scale}')
 
 # %% ../../../nbs/lib/figures/linear_mode_connectivity/whole_line.ipynb #0a853233
 WHOLE_LINE = figure('linear_mode_connectivity/whole-line', 'The whole line, at every k', 'LMC Figures 2 and 3',
