@@ -88,7 +88,7 @@ def run(chapter, scale=None, minutes=None, device=None, figure=None, workers=Non
     there = f'{len(wanted) - len(todo)} of {len(wanted)} results are there'
     print(f'{chapter} at scale {scale}: {there}; new ones go to {store.own.url}', flush=True)
     start = time.monotonic()
-    how = dict(store=store, minutes=minutes, device=device, workers=workers)
+    how = dict(store=store, minutes=minutes, device=device, workers=workers, plan=wanted)
     if minutes is None or scale != IN_TURN: compute(todo, **how)
     else: compute_in_turn(in_turn(chosen(chapter, figure), scale), **how)
     left = sum(not store.has(n.path) for n in wanted)

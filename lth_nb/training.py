@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['init', 'item_of', 'step_of', 'onto', 'Watch', 'checkpoint', 'latest_stored', 'from_checkpoint', 'reach',
-           'training_steps', 'to_store', 'network_in', 'stack_places', 'engine_of', 'company', 'made_by', 'places_of',
-           'replica_for', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train', 'probe_of', 'check_splits',
-           'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly', 'along_mlp', 'check_line',
-           'in_few_digits', 'distance', 'line', 'instability']
+           'training_steps', 'to_store', 'network_in', 'stack_places', 'engine_of', 'follows_training', 'company',
+           'made_by', 'places_of', 'replica_for', 'trajectory', 'Trajectory', 'check_run', 'stands_at', 'train',
+           'probe_of', 'check_splits', 'evaluate', 'check_same_network', 'interpolate', 'along', 'begins_linearly',
+           'along_mlp', 'check_line', 'in_few_digits', 'distance', 'line', 'instability']
 
 # %% ../nbs/lib/training.ipynb #526e823a
 import math, threading
@@ -146,11 +146,18 @@ def engine_of(node:Node, store)->str|None: # 'loop', 'stack of 16'; None: it is 
     made = (engine_of(needed, store) for needed in node.inputs)
     return next((engine for engine in made if engine), None)
 
-def company(node:Node, device:str, store)->Company|None:
+def follows_training(node:Node)->bool:
+    "Whether a state comes from training, however many steps lie between: then it brings its engine."
+    if node.step is init: return False
+    return node.step is trajectory or any(follows_training(needed) for needed in node.inputs)
+
+def company(node:Node, device:str, store # None: whatever is stored, of those that have the choice
+    )->Company|None:
     "With which other trajectories one can train as one; None: with none."
     data, recipe = node.args['data'], node.args['recipe']
     network = network_in(node.args['start'])
-    made = engine_of(node.args['start'], store)
+    if store is None and follows_training(node.args['start']): return None
+    made = engine_of(node.args['start'], store) if store else None
     if network is None or made == 'loop': return None
     places = places_in(made) if made else stack_places(network, data, device)
     return Company(stack_key(network, data, recipe), places, bound=bool(made)) if places else None

@@ -12,7 +12,7 @@ from lth_nb.engine.layers import odd_parameter, stack_agrees, unknown_layer
 from lth_nb.engine.stack import TURN, fill, places_in, run_all, stack_key
 from lth_nb.engine.weights import ALIGN
 from lth_nb.experiment import Fleet, Store, compute
-from lth_nb.experiment.company import Company, parts, units
+from lth_nb.experiment.company import Company, parts, side_by_side, units
 from lth_nb.pruning import prune
 from lth_nb.running import ticks
 from lth_nb.training import Recipe, evaluate, init, train
@@ -325,13 +325,34 @@ def test_parts():
     few = Company('x', 8)
     assert parts(list(range(20)), few, workers=1, timed=False) == [tuple(range(20))]
     assert parts(list(range(20)), few, workers=2, timed=False) == [tuple(range(10)), tuple(range(10, 20))]
-    assert parts(list(range(10)), few, workers=1, timed=True) == [tuple(range(8)), 8, 9], 'two are better off alone'
-    assert parts([0, 1], replace(few, bound=True), workers=1, timed=False) == [(0, 1)]
+    assert parts(list(range(10)), few, workers=1, timed=True) == [tuple(range(8)), (8, 9)]
+    assert [n for n in range(9) if few.worth_it(n)] == [3, 4, 5, 6, 7, 8]
 
 def test_units_keep_the_order():
     a, b = Company('a', 4), Company('b', 4)
     found = units(dict(p=a, q=None, r=b, s=a, t=b), dict(p=1, q=1, r=2, s=3, t=2).get, 1, False)
     assert found == [('s', 'p'), 'q', ('r', 't')]
+
+def test_the_whole_plan_decides_what_runs_together():
+    "By network and depth, whatever is there; what comes from training has no choice."
+    runs = grid()
+    alone = train(init(res, seed=0), toy, SGD)
+    masks = [prune(run.at('end')) for run in runs[:2]]
+    tickets = [train(init(conv, seed=seed), toy, replace(SGD, steps=30), mask=mask) for seed,mask in enumerate(masks)]
+    fork = train(runs[0].at(10), toy, replace(SGD, steps=30))
+    counts = side_by_side([run.at('end') for run in (*runs, alone, *tickets, fork)], 'cpu')
+    assert [counts[run.node.call] for run in (runs[0], alone, tickets[1])] == [7, 1, 2]
+    assert fork.node.call not in counts
+
+
+def test_a_disturbed_plan_ends_in_the_same_bits(tmp_path):
+    "Five of seven are there already: the last two do not take the loop because they are few."
+    wanted = [run.at('end') for run in grid()]
+    known = compute(wanted, store=Store(tmp_path/'whole'), workers=1, quiet=True)
+    disturbed = Store(tmp_path/'disturbed')
+    compute(wanted, store=disturbed, workers=1, quiet=True)
+    for node in wanted[5:]: disturbed.remove(node.path)
+    assert identical(compute(wanted, store=disturbed, workers=1, quiet=True), known)
 
 
 def test_who_shares_a_stack():

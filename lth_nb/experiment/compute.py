@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 import torch
 from .call import value_of
-from .company import units
+from .company import side_by_side, units
 from .node import Node, map_nodes, nodes_in
 from .origin import look, sources_of
 from .pace import Box, join, left_over, loads_of
@@ -118,7 +118,9 @@ def in_company(work, ready:list)->list: # Calls, and tuples of calls
         if call in work.companies: continue
         node = nodes(call)[0]
         together = node.step.together
-        work.companies[call] = together and together(node, work.workers.device or device(), work.store)
+        company = together and together(node, work.workers.device or device(), work.store)
+        stays = company and (company.bound or company.worth_it(work.beside.get(call, 1)))
+        work.companies[call] = company if stays else None
     companies = {call: work.companies[call] for call in ready}
     def steps(call): return nodes(call)[0].step.size(nodes(call))
     return units(companies, steps, work.workers.count, timed=work.box is not None)
@@ -176,6 +178,7 @@ class Work:
     box:Box|None=None # None: all the time in the world
     flying:dict=field(default_factory=dict) # {future: its call, or calls that run as one}
     companies:dict=field(default_factory=dict) # {call: its `Company` or None}, of those that were ready once
+    beside:dict=field(default_factory=dict) # {call: how many of the plan can run beside it}, see `side_by_side`
     def late(self)->bool: return self.box is not None and self.box.late()
     def run(self)->dict: # {call: its error, or None if it waited for one that failed}
         "Go on until all tasks are done, failed or out of time."
@@ -251,12 +254,14 @@ def _raise_if_failed(failed, tasks): # failed: {call: error or None}
     raise ComputeError(said) from error
 
 # %% ../../nbs/lib/experiment/compute.ipynb #b1170fb9
-def _run(tasks, store, workers, minutes, quiet):
-    "Run `tasks`, with a bar."
+def _run(tasks, store, workers, minutes, quiet, plan=()):
+    "Run `tasks`, with a bar. `plan`: all nodes that are wanted, there or not."
     sized = [task.nodes for task in tasks.values() if task.nodes[0].step.size]
     steps = sum(nodes[0].step.size(nodes) for nodes in sized)
     bar = Progress(len(tasks), quiet, steps, partial(ticks, workers.folder))
     work = Work(Schedule(tasks), workers, store, bar)
+    if any(task.nodes[0].step.together for task in tasks.values()):
+        work.beside = side_by_side(plan, workers.device or device())
     if minutes is not None:
         clock = workers.clock
         work.box = Box(loads_of(tasks, store), clock() + 60*minutes, workers.shared, clock)
@@ -285,6 +290,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     minutes:float=None, # Stop cleanly after so many, with what can end by then; None in the answer for what cannot
     stored:bool=False, # Only look: run nothing, None for what is not there
     quiet:bool=False, # No progress bar
+    plan:Any=None, # What `x` is a part of: trainings choose their company by all of it; None: `x`
     )->Any: # `x` with every node replaced by its value
     "Run what is missing, store it, give back values. Raises `ComputeError` if calls failed, once all others are done."
     _check(x, minutes)
@@ -294,6 +300,7 @@ def compute(x:Any, # A node, or dicts and lists of nodes
     sources_of(nodes_in(x)) # one name, one function
     if not stored:
         tasks = missing(dict.fromkeys(nodes_in(x)), store)
+        plan = dict.fromkeys(nodes_in(x if plan is None else plan))
         on = device_of('auto') if chosen.device == 'auto' else chosen.device
-        _run(tasks, store, workers_for(len(tasks), on, chosen.workers, executor), minutes, quiet)
+        _run(tasks, store, workers_for(len(tasks), on, chosen.workers, executor), minutes, quiet, plan)
     return map_nodes(partial(_value_if_there, store=store), x)
