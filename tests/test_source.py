@@ -8,6 +8,8 @@ from lth_nb.data import mnist1d
 from lth_nb.experiment import OtherSource, Store, close_pools, compute, step, table
 from lth_nb.experiment import origin
 from lth_nb.experiment.call import Checkpoint, Shelf, Stopped
+from lth_nb.engine.admission import draws_in_training
+from lth_nb.engine.layers import unstackable
 from lth_nb.networks import counts, register, small_dense
 from lth_nb.source import changes, source_of
 from lth_nb.training import Recipe, evaluate, init, line, train
@@ -113,6 +115,22 @@ def test_what_was_computed_of_an_earlier_network_is_not_kept(store):
 class Head(nn.Linear): pass
 
 def head_net(width, classes, residual): return nn.Sequential(nn.Flatten(), Head(40, classes))
+
+def test_what_the_engine_knows_of_a_network_is_not_kept(monkeypatch):
+    "Whether it draws, whether it can be admitted and stacked: asked again when a class in it is edited."
+    mine = known_as('asked', head_net)
+    assert draws_in_training(mine) is None and unstackable(mine)
+    class Head(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.layer = nn.Linear(inputs, outputs)
+            self.noise = nn.Dropout(.5)
+        def forward(self, x): return self.noise(self.layer(x))
+    monkeypatch.setitem(globals(), 'Head', Head)
+    assert 'Dropout' in draws_in_training(mine)
+    monkeypatch.setitem(globals(), 'Head', nn.Linear)
+    assert draws_in_training(mine) is None and unstackable(mine) is None
+
 
 def test_a_class_in_a_network_is_edited(tmp_path, monkeypatch):
     "The function that builds it stays the same, and is not registered again."

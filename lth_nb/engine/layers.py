@@ -134,10 +134,10 @@ def stack_agrees(network:Network)->bool:
 # %% ../../nbs/lib/engine/layers.ipynb #8d75f623
 def unstackable(network:Network)->str|None:
     "Why replicas of a network train one by one; None: they can be stacked."
-    return _unstackable(network, families[network.name])
+    return _unstackable(network, network.built_by)
 
 @lru_cache(maxsize=256)
-def _unstackable(network, family):
+def _unstackable(network, built_by):
     net = network.build()
     if odd := unknown_layer(net) or odd_parameter(net): return f'{odd} cannot be stacked'
     return None if stack_agrees(network) else 'its layers, stacked, compute something else'
