@@ -127,16 +127,10 @@ def network_in(node:Node)->Network|None: # None: it names none, or several
     return _networks[node.key]
 
 # %% ../nbs/lib/training.ipynb #2f5db079
-_told = set()
-
 def stack_places(network:Network, data:Dataset, device:str)->int:
-    "Places in the stack of a network; 0: it trains alone."
+    "Places in a stack of its size; 0: it trains alone."
     chosen = settings().stack
-    size = stack_size(network, data, device) if chosen == 'auto' else int(chosen)
-    why = unstackable(network) if size else None
-    if why and network.name not in _told: print(f'{network.name} trains one by one: {why}', flush=True)
-    if why: _told.add(network.name)
-    return 0 if why else size
+    return stack_size(network, data, device) if chosen == 'auto' else int(chosen)
 
 # %% ../nbs/lib/training.ipynb #7ed319f2
 def engine_of(node:Node, store)->str|None: # 'loop', 'stack of 16'; None: it is all the same
@@ -160,7 +154,10 @@ def company(node:Node, device:str, store # None: whatever is stored, of those th
     made = engine_of(node.args['start'], store) if store else None
     if network is None or made == 'loop': return None
     places = places_in(made) if made else stack_places(network, data, device)
-    return Company(stack_key(network, data, recipe), places, bound=bool(made)) if places else None
+    if not places: return None
+    why = unstackable(network)
+    but = f'{network.name} trains one by one: {why}' if why else ''
+    return Company(stack_key(network, data, recipe), places, bool(made), but)
 
 # %% ../nbs/lib/training.ipynb #71de6e92
 def made_by(shelf)->str|None: # None: nothing of this call is stored

@@ -8,6 +8,8 @@ from lth_nb.data import mnist1d
 from lth_nb.experiment import OtherSource, Store, close_pools, compute, step, table
 from lth_nb.experiment import origin
 from lth_nb.experiment.call import Checkpoint, Shelf, Stopped
+from lth_nb.engine.admission import draws_in_training
+from lth_nb.engine.layers import unstackable
 from lth_nb.networks import counts, register, small_dense
 from lth_nb.source import changes, source_of
 from lth_nb.training import Recipe, evaluate, init, line, train
@@ -113,6 +115,22 @@ def test_what_was_computed_of_an_earlier_network_is_not_kept(store):
 class Head(nn.Linear): pass
 
 def head_net(width, classes, residual): return nn.Sequential(nn.Flatten(), Head(40, classes))
+
+def test_what_the_engine_knows_of_a_network_is_not_kept(monkeypatch):
+    "Whether it draws, whether it can be admitted and stacked: asked again when a class in it is edited."
+    mine = known_as('asked', head_net)
+    assert draws_in_training(mine) is None and unstackable(mine)
+    class Head(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.layer = nn.Linear(inputs, outputs)
+            self.noise = nn.Dropout(.5)
+        def forward(self, x): return self.noise(self.layer(x))
+    monkeypatch.setitem(globals(), 'Head', Head)
+    assert 'Dropout' in draws_in_training(mine)
+    monkeypatch.setitem(globals(), 'Head', nn.Linear)
+    assert draws_in_training(mine) is None and unstackable(mine) is None
+
 
 def test_a_class_in_a_network_is_edited(tmp_path, monkeypatch):
     "The function that builds it stays the same, and is not registered again."
@@ -413,7 +431,8 @@ def test_a_worker_that_imported_an_earlier_source(tmp_path, monkeypatch):
     made = edited(made, text.replace('10*x', '11*x'))
     with pytest.raises(Exception, match=r'imported an.*close_pools\(\)'):
         run([made.imported(i) for i in (1, 2)], Store(tmp_path/'b'), workers=2)
-    assert not Store(tmp_path/'b').paths()
+    left = [Store(tmp_path/'b').read(path) for path in Store(tmp_path/'b').paths()]
+    assert set(left) <= {11, 22}, 'nothing of the old source; a worker that had not begun to import has the new one'
     close_pools()
     assert run([made.imported(i) for i in (1, 2)], Store(tmp_path/'b'), workers=2) == ([11, 22], [])
     value, said = run([made.after(made.imported(i)) for i in (1, 2)], Store(tmp_path/'a'), workers=2)

@@ -498,3 +498,16 @@ def test_a_limit_of_time_ends_whole_stacks(tmp_path, capsys, monkeypatch):
     assert found(10) == 8
     assert 'stopped with 4 trajectories at' in capsys.readouterr().out
     assert found(12) == 12
+
+
+def test_a_line_says_why_a_network_trains_alone(tmp_path, capsys):
+    "Once, and only where there are enough of them for a stack; what is wrong with data is said by the call itself."
+    def build(width, classes, residual): return nn.Sequential(nn.Flatten(), nn.Dropout(.1), nn.Linear(40, classes))
+    network = nets.register('stack_dropout', build, (1, 40))
+    runs = [train(init(network, seed=seed), toy, replace(SGD, steps=3), order=seed).at('end') for seed in range(7)]
+    compute(runs[:2], store=Store(tmp_path/'few'), workers=1, quiet=True)
+    assert 'stack_dropout' not in capsys.readouterr().out
+    for name in ('many', 'more'):
+        states = compute(runs, store=Store(tmp_path/name), workers=1, quiet=True)
+        assert {state['engine'] for state in states} == {'loop'}
+    assert capsys.readouterr().out.count('stack_dropout trains one by one: 1 (Dropout) cannot be stacked') == 1

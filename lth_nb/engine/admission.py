@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np, torch
 from torch import Tensor, nn
 from ..chance import calls_in, drawn_from, spoken, unlike
-from ..networks import Network, families
+from ..networks import Network
 from .weights import numbers_of, put_numbers
 
 # %% ../../nbs/lib/engine/admission.ipynb #8743a836
@@ -125,7 +125,7 @@ def odd_evaluation(net:nn.Module, other:nn.Module, # Of one constructor, from tw
 
 # %% ../../nbs/lib/engine/admission.ipynb #bb7e0794
 @lru_cache(maxsize=64)
-def _odd(network, family):
+def _odd(network, built_by):
     net, again, other = (network.build(seed) for seed in (0, 0, 1))
     if odd := odd_number(net): return odd
     if names := in_one_place(net):
@@ -136,8 +136,7 @@ def _odd(network, family):
 
 def admit(network:Network):
     "`ValueError`, with the parameter or module and the remedy, for a network of one's own that cannot be exact."
-    family = families[network.name]
-    if family.own and (odd := _odd(network, family)): raise ValueError(f'{network.name}: {odd}')
+    if network.own and (odd := _odd(network, network.built_by)): raise ValueError(f'{network.name}: {odd}')
 
 # %% ../../nbs/lib/engine/admission.ipynb #f29a263e
 def _lifted(net): # no gate is shut
@@ -165,9 +164,9 @@ def drawing(net:nn.Module, # In training mode
 
 # %% ../../nbs/lib/engine/admission.ipynb #f02460f0
 @lru_cache(maxsize=64)
-def _drawing(network, family, shape, device):
+def _drawing(network, built_by, shape, device):
     net = network.build()
-    if family.own:
+    if network.own:
         net = _lifted(network.create(0)).to(device).train()
         x = batch_for(net, shape, device)
         if x is None: return spoken('', net)   # nobody knows; training will say why
@@ -181,4 +180,4 @@ def draws_in_training(network:Network,
                       device='cpu'
                      )->str|None: # The first module that does
     "Whether a network draws random numbers while it is trained. Raises `ValueError` where they cannot be repeated."
-    return _drawing(network, families[network.name], tuple(shape or network.input), device)
+    return _drawing(network, network.built_by, tuple(shape or network.input), device)

@@ -84,7 +84,8 @@ def repeat_statistics(net:nn.Module, size:int)->dict: # {buffer: [size, channels
 # %% ../../nbs/lib/engine/layers.ipynb #b11d13d0
 CONTAINERS = nn.Sequential, Block, PreBlock, Inverted, Mean
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.Flatten, nn.Identity, nn.ReLU, nn.ReLU6,
-          nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+          nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d,
+          nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
 
 def unknown_layer(net:nn.Module)->str|None:
     "The first layer that is not known here, with its name; None: there is none."
@@ -133,10 +134,10 @@ def stack_agrees(network:Network)->bool:
 # %% ../../nbs/lib/engine/layers.ipynb #8d75f623
 def unstackable(network:Network)->str|None:
     "Why replicas of a network train one by one; None: they can be stacked."
-    return _unstackable(network, families[network.name])
+    return _unstackable(network, network.built_by)
 
 @lru_cache(maxsize=256)
-def _unstackable(network, family):
+def _unstackable(network, built_by):
     net = network.build()
     if odd := unknown_layer(net) or odd_parameter(net): return f'{odd} cannot be stacked'
     return None if stack_agrees(network) else 'its layers, stacked, compute something else'

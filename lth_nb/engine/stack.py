@@ -6,7 +6,8 @@
 __all__ = ['TURN', 'SHARED', 'LARGE', 'sources', 'keep_whole', 'halve', 'put_all', 'StackedWeights', 'Row', 'side_by_side',
            'losses_of', 'Tables', 'Here', 'place_of', 'step_calls', 'replay', 'every_bit', 'Piece', 'AdamByRows',
            'Stack', 'fill', 'next_piece', 'look', 'is_time', 'turn', 'settle', 'check_fits', 'bring_in', 'apply_mask',
-           'engine_name', 'places_in', 'take_out', 'Member', 'run_all', 'stack_key', 'stack_size', 'is_mlp', 'enter']
+           'engine_name', 'places_in', 'take_out', 'Member', 'run_all', 'stack_key', 'stack_size', 'is_small', 'is_mlp',
+           'enter']
 
 # %% ../../nbs/lib/engine/stack.ipynb #d655c4a2
 import math, threading, weakref
@@ -454,7 +455,12 @@ def stack_size(network:Network, data:Dataset, device:str='cpu')->int:
     if device != 'cpu': return 8
     if len(network.input) == 2: return 16
     if data.name in LARGE: return 0
-    return 8 if max(data.load().shape[1:]) <= 16 and not is_mlp(network) else 0
+    return 8 if is_small(data) and not is_mlp(network) else 0
+
+def is_small(data:Dataset)->bool:
+    "Whether its images are at most 16 x 16. What is wrong with data is said by the call that trains on them."
+    try: return max(data.load().shape[1:]) <= 16
+    except (OSError, RuntimeError, ValueError): return False
 
 def is_mlp(network:Network)->bool:
     "Whether all its layers are linear."

@@ -22,6 +22,7 @@ class Company:
     shared:Any # Hashable: those of the same may be together
     places:int # For how many there is room
     bound:bool=False # Whether it has to, even with nobody else
+    but:str='' # Why it cannot, after all
     def worth_it(self, calls:int)->bool:
         "Whether so many are better off together: all places cost the same, taken or not, so a third has to be."
         return 3*calls >= self.places
