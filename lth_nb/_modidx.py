@@ -634,6 +634,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'lth_nb.experiment.call.advance': ('lib/experiment/call.html#advance', 'lth_nb/experiment/call.py'),
                                         'lth_nb.experiment.call.checkpointed': ( 'lib/experiment/call.html#checkpointed',
                                                                                  'lth_nb/experiment/call.py'),
+                                        'lth_nb.experiment.call.engine_in': ( 'lib/experiment/call.html#engine_in',
+                                                                              'lth_nb/experiment/call.py'),
                                         'lth_nb.experiment.call.processor': ( 'lib/experiment/call.html#processor',
                                                                               'lth_nb/experiment/call.py'),
                                         'lth_nb.experiment.call.provenance': ( 'lib/experiment/call.html#provenance',
