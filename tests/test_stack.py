@@ -12,7 +12,7 @@ from lth_nb.engine.layers import odd_parameter, stack_agrees, unknown_layer
 from lth_nb.engine.stack import TURN, fill, places_in, run_all, stack_key
 from lth_nb.engine.weights import ALIGN
 from lth_nb.experiment import Fleet, Store, compute
-from lth_nb.experiment.company import Company, parts, side_by_side, units
+from lth_nb.experiment.company import Company, beside_each, parts, units
 from lth_nb.pruning import prune
 from lth_nb.running import ticks
 from lth_nb.training import Recipe, evaluate, init, train
@@ -340,7 +340,7 @@ def test_the_whole_plan_decides_what_runs_together():
     masks = [prune(run.at('end')) for run in runs[:2]]
     tickets = [train(init(conv, seed=seed), toy, replace(SGD, steps=30), mask=mask) for seed,mask in enumerate(masks)]
     fork = train(runs[0].at(10), toy, replace(SGD, steps=30))
-    counts = side_by_side([run.at('end') for run in (*runs, alone, *tickets, fork)], 'cpu')
+    counts = beside_each([run.at('end') for run in (*runs, alone, *tickets, fork)], 'cpu')
     assert [counts[run.node.call] for run in (runs[0], alone, tickets[1])] == [7, 1, 2]
     assert fork.node.call not in counts
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 import torch
 from .call import value_of
-from .company import side_by_side, units
+from .company import beside_each, units
 from .node import Node, map_nodes, nodes_in
 from .origin import look, sources_of
 from .pace import Box, join, left_over, loads_of
@@ -186,7 +186,7 @@ class Work:
     box:Box|None=None # None: all the time in the world
     flying:dict=field(default_factory=dict) # {future: its call, or calls that run as one}
     companies:dict=field(default_factory=dict) # {call: its `Company` or None}, of those that were ready once
-    beside:dict=field(default_factory=dict) # {call: how many of the plan can run beside it}, see `side_by_side`
+    beside:dict=field(default_factory=dict) # {call: how many of the plan can run beside it}, see `beside_each`
     def late(self)->bool: return self.box is not None and self.box.late()
     def run(self)->dict: # {call: its error, or None if it waited for one that failed}
         "Go on until all tasks are done, failed or out of time."
@@ -269,7 +269,7 @@ def _run(tasks, store, workers, minutes, quiet, plan=()):
     bar = Progress(len(tasks), quiet, steps, partial(ticks, workers.folder))
     work = Work(Schedule(tasks), workers, store, bar)
     if any(task.nodes[0].step.together for task in tasks.values()):
-        work.beside = side_by_side(plan, workers.device or device())
+        work.beside = beside_each(plan, workers.device or device())
     if minutes is not None:
         clock = workers.clock
         work.box = Box(loads_of(tasks, store), clock() + 60*minutes, workers.shared, clock)
