@@ -469,7 +469,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'lth_nb.engine.stack.is_mlp': ('lib/engine/stack.html#is_mlp', 'lth_nb/engine/stack.py'),
                                      'lth_nb.engine.stack.is_small': ('lib/engine/stack.html#is_small', 'lth_nb/engine/stack.py'),
                                      'lth_nb.engine.stack.is_time': ('lib/engine/stack.html#is_time', 'lth_nb/engine/stack.py'),
-                                     'lth_nb.engine.stack.keep_whole': ('lib/engine/stack.html#keep_whole', 'lth_nb/engine/stack.py'),
                                      'lth_nb.engine.stack.look': ('lib/engine/stack.html#look', 'lth_nb/engine/stack.py'),
                                      'lth_nb.engine.stack.losses_of': ('lib/engine/stack.html#losses_of', 'lth_nb/engine/stack.py'),
                                      'lth_nb.engine.stack.next_piece': ('lib/engine/stack.html#next_piece', 'lth_nb/engine/stack.py'),
